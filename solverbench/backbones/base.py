@@ -1,0 +1,139 @@
+"""What a backbone is: a pretrained denoiser with its schedule, noise, conditions and decoding."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from solverbench.schedule import NoiseSchedule, Output, Prediction, Time, float64
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the network is conditioned on, a row a sample.
+
+    Attributes:
+        labels: class labels, (B,), int64.
+    """
+
+    labels: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> "Condition":
+        """Some of the rows."""
+        return Condition(self.labels[rows])
+
+    def to(self, device: torch.device) -> "Condition":
+        """The same on another device."""
+        return Condition(self.labels.to(device))
+
+
+@dataclass
+class Count:
+    """Network use, counted.
+
+    Attributes:
+        calls: evaluations, guided pairs counting once.
+        rows: batch rows that went through the network.
+        samples: batch rows of the evaluations.
+    """
+
+    calls: int = 0
+    rows: int = 0
+    samples: int = 0
+
+
+class Backbone(ABC):
+    """A pretrained diffusion model as solvers see it.
+
+    States are float32 (float64 allowed), times and schedule float64, the network keeps its own
+    type. Differentiable in the state and in the time.
+
+    Attributes:
+        name: registered name.
+        schedule: noise schedule; its ``facts`` are the frame.
+        state_shape: what solvers integrate, (C, H, W).
+        output: what the network gives: ``x0``, ``eps`` or ``v``.
+        t_floor: smallest time the network was trained for.
+        extractor: plugin that measures its images, or None.
+        network: the module whose forward passes are counted, parameters frozen.
+        weights_sha256: identity of the weights.
+        quantisation: 8-bit rule of its images, ``edm`` (rounds) or ``adm`` (floors).
+        device: where it lives.
+    """
+
+    name: ClassVar[str]
+    schedule: NoiseSchedule
+    state_shape: tuple[int, int, int]
+    output: Output = "x0"
+    t_floor: float
+    extractor: str | None = None
+    network: nn.Module
+    weights_sha256: str = ""
+    quantisation: Literal["edm", "adm"] = "edm"
+    device: torch.device = torch.device("cpu")
+    _count: Count | None = None
+
+    @abstractmethod
+    def raw(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        """Network output for x (B, C, H, W) at time t (), shape and dtype of x."""
+
+    def evaluate(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """One counted evaluation: ``raw`` for x (B, C, H, W) at time t ()."""
+        if self._count is not None:
+            self._count.calls += 1
+            self._count.samples += len(x)
+        return self.raw(x, t, condition)
+
+    def predict(self, x: Tensor, t: Time, condition: Condition | None = None) -> Prediction:
+        """Data and noise predictions.
+
+        Args:
+            x: state, (B, C, H, W).
+            t: time, ().
+            condition: from ``condition``, or None.
+
+        Returns:
+            ``.x0`` and ``.eps``, (B, C, H, W), dtype of ``x``.
+        """
+        t = float64(t)
+        scales = self.schedule.alpha(t).to(x), self.schedule.sigma(t).to(x)
+        return Prediction(x, self.evaluate(x, t, condition), self.output, scales)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Unit-variance noise, one CPU generator a seed: (B, C, H, W), float32."""
+        rows = [
+            torch.randn(self.state_shape, generator=torch.Generator().manual_seed(s % 2**32))
+            for s in seeds
+        ]
+        return torch.stack(rows).to(self.device)
+
+    def condition(self, seeds: Sequence[int]) -> Condition | None:
+        """What follows from the seeds; None for an unconditional model."""
+        return None
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1], not clamped, (B, C', H', W'); differentiable."""
+        return x
+
+    @contextmanager
+    def counting(self) -> Iterator[Count]:
+        """Count evaluations and network rows inside the block."""
+        count = Count()
+
+        def seen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            count.rows += len(args[0])
+
+        handle, before = self.network.register_forward_pre_hook(seen), self._count
+        self._count = count
+        try:
+            yield count
+        finally:
+            handle.remove()
+            self._count = before
+
+
+Decoder = Callable[[Tensor], Tensor]

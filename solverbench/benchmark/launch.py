@@ -1,0 +1,240 @@
+"""Many cells: shared teacher sets first, then one process a cell, longest first."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from solverbench.benchmark.results import Result
+from solverbench.benchmark.run import Run, failed, fit_seeds
+from solverbench.benchmark.spec import RunSpec
+from solverbench.benchmark.store import check_writable, read_record, write_record
+from solverbench.errors import SolverBenchError
+
+BACKWARD_COST = 2.5  # of a network call with gradients, in forward calls; for ordering and bars
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does.
+
+    Attributes:
+        kind: ``cell``, or the part of the teacher to make: ``train`` or ``evaluation``.
+        spec: of the cell, or of a cell that needs the part.
+        cost: network rows, roughly.
+        title: for people.
+    """
+
+    kind: str
+    spec: RunSpec
+    cost: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a job.
+
+    Attributes:
+        job: which.
+        stage: what it does now; ``start``, ``done`` and ``failed`` mark its ends.
+        share: of the job that is done, 0 to 1.
+        reason: why it failed.
+    """
+
+    job: Job
+    stage: str
+    share: float
+    reason: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+def cost_of(spec: RunSpec) -> float:
+    """Network rows of a cell, with gradients counted as dearer."""
+    sampling = spec.evaluation.num_images * spec.nfe
+    if spec.fit is None:
+        return float(sampling)
+    forward = spec.fit.iterations * spec.fit.batch * spec.nfe
+    return sampling + (1 + BACKWARD_COST) * forward
+
+
+def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
+    """Jobs for the cells that are not finished: the shared parts, then the cells.
+
+    Raises:
+        SolverBenchError: for the first cell that cannot work.
+    """
+    open_specs = []
+    for spec in specs:
+        cell = Run(spec, root)
+        if cell.done() is None:
+            cell.check()
+            open_specs.append(spec)
+    parts: dict[tuple[object, ...], Job] = {}
+    for spec in open_specs:
+        teacher = (spec.backbone.model_dump_json(), spec.teacher.model_dump_json())
+        if spec.fit is not None:
+            seeds = fit_seeds(spec)
+            size = spec.teacher.nfe * sum(len(s) for s in seeds)
+            key = ("train", *teacher, seeds)
+            parts.setdefault(key, Job("train", spec, size, "teacher, training set"))
+        if not spec.is_teacher:
+            size = spec.teacher.nfe * spec.evaluation.num_images
+            key = ("evaluation", *teacher, spec.evaluation.model_dump_json())
+            parts.setdefault(key, Job("evaluation", spec, size, "teacher, evaluation set"))
+    cells = [Job("cell", s, cost_of(s), f"{s.solver.name} @ {s.nfe}") for s in open_specs]
+    return _longest_first(parts.values()), _longest_first(cells)
+
+
+def _longest_first(jobs: object) -> list[Job]:
+    return sorted(jobs, key=lambda job: -job.cost)  # type: ignore[call-overload,no-any-return]
+
+
+def run_all(
+    specs: Sequence[RunSpec],
+    root: Path,
+    num_workers: int,
+    listen: Listener = lambda event: None,
+) -> list[Result]:
+    """Run cells in processes and return all their records, in the order given.
+
+    A process that dies costs its cell only: the cell's record says so.
+
+    Args:
+        specs: the cells; finished ones are read, not run.
+        root: folder of records.
+        num_workers: processes at a time; each uses one thread where there are several.
+        listen: told of progress, from the calling thread.
+
+    Raises:
+        SolverBenchError: for a cell that cannot work, before anything starts, or a teacher set
+            that could not be made.
+    """
+    check_writable(root)
+    parts, cells = plan(specs, root)
+    broken = _run_jobs(parts, root, num_workers, listen)
+    if broken:
+        raise SolverBenchError("; ".join(f"{job.title}: {why}" for job, why in broken))
+    for job, why in _run_jobs(cells, root, num_workers, listen):
+        cell = Run(job.spec, root)
+        if not cell.path.exists() or read_record(cell.path).status == "ok":
+            write_record(root, failed(job.spec, why))
+    return [read_record(Run(spec, root).path) for spec in specs]
+
+
+def _run_jobs(
+    jobs: Sequence[Job], root: Path, num_workers: int, listen: Listener
+) -> list[tuple[Job, str]]:
+    """Run jobs, a few at a time; those that failed, with the reason."""
+    waiting, events = list(jobs), queue.Queue[Event]()
+    running, broken = 0, []
+    threads = 1 if num_workers > 1 else (os.cpu_count() or 1)
+    try:
+        while waiting or running:
+            while waiting and running < num_workers:
+                job = waiting.pop(0)
+                threading.Thread(
+                    target=_attend, args=(job, root, threads, events), daemon=True
+                ).start()
+                running += 1
+            event = events.get()
+            if event.stage in ("done", "failed"):
+                running -= 1
+            if event.stage == "failed":
+                broken.append((event.job, event.reason))
+            listen(event)
+    finally:
+        _PROCESSES.end()
+    return broken
+
+
+class _Processes:
+    """Workers that run now, so that an interrupt can end them."""
+
+    def __init__(self) -> None:
+        self.alive: set[subprocess.Popen[str]] = set()
+
+    def end(self) -> None:
+        """Kill whatever still runs."""
+        for process in list(self.alive):
+            process.kill()
+
+
+_PROCESSES = _Processes()
+
+
+def _attend(job: Job, root: Path, threads: int, events: "queue.Queue[Event]") -> None:
+    """Start a worker and pass on what it says, until it ends."""
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "solverbench.benchmark.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    assert process.stdin and process.stdout and process.stderr
+    _PROCESSES.alive.add(process)
+    events.put(Event(job, "start", 0.0))
+    order = {"kind": job.kind, "root": str(root), "threads": threads}
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    try:
+        process.stdin.write(json.dumps(order | {"spec": job.spec.model_dump(mode="json")}) + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it died at once; its exit code says so below
+    finished = _follow(job, process.stdout, events)
+    code = process.wait()
+    reader.join(timeout=5)
+    _PROCESSES.alive.discard(process)
+    if code == 0 and finished:
+        events.put(Event(job, "done", 1.0, _recorded(job, root)))
+    else:
+        events.put(Event(job, "failed", 1.0, _why(code, errors)))
+
+
+def _follow(job: Job, lines: object, events: "queue.Queue[Event]") -> bool:
+    """Turn a worker's lines into events; whether it said that it was done."""
+    finished = False
+    for line in lines:  # type: ignore[attr-defined]
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue  # a plugin printed something
+        if not isinstance(said, dict) or "stage" not in said:
+            continue
+        finished = said["stage"] == "done"
+        if not finished:
+            share = _share(job, said["stage"], said["done"] / max(1, said["total"]))
+            events.put(Event(job, said["stage"], share))
+    return finished
+
+
+def _share(job: Job, stage: str, done: float) -> float:
+    """Share of a whole job, from that of its stage."""
+    if job.kind != "cell":
+        return done
+    fit = 1 - job.spec.evaluation.num_images * job.spec.nfe / job.cost
+    return {"fit": fit * done, "sample": fit + (1 - fit) * done, "measure": 0.99}.get(stage, 0.0)
+
+
+def _recorded(job: Job, root: Path) -> str:
+    """The reason in the record of a cell; empty where it went well."""
+    return read_record(Run(job.spec, root).path).reason if job.kind == "cell" else ""
+
+
+def _why(code: int, errors: Sequence[str]) -> str:
+    last = next((line.strip() for line in reversed(errors) if line.strip()), "")
+    if code < 0:
+        return f"the worker was killed by signal {-code}"
+    return last or f"the worker ended with exit code {code}"

@@ -1,0 +1,79 @@
+"""Plugins made from their names, with options checked before anything slow starts."""
+
+import inspect
+from typing import Any
+
+from solverbench import registry
+from solverbench.backbones.base import Backbone
+from solverbench.errors import SolverBenchError
+from solverbench.solvers.base import LearnableSolver, Setting, Solver
+
+
+def load_backbone(name: str, **options: Any) -> Backbone:
+    """A backbone by its registered name.
+
+    Args:
+        name: see ``solverbench list backbones``.
+        **options: keywords of its class.
+
+    Returns:
+        The backbone, frozen and in eval mode.
+
+    Raises:
+        SolverBenchError: for an unknown name or option, a bad value, or missing weights.
+    """
+    kind = registry.backbones.get(name)
+    check_options("backbone", name, kind, options, skip=1)
+    try:
+        made: Backbone = kind(**options)
+    except (ValueError, TypeError) as error:
+        raise SolverBenchError(f"backbone {name}: {error}") from error
+    return made
+
+
+def load_solver(name: str, backbone: Backbone, nfe: int, **options: Any) -> Solver:
+    """A solver by its registered name, bound to a backbone and an NFE.
+
+    Args:
+        name: see ``solverbench list solvers``.
+        backbone: its noise schedule and network output are used, not its weights.
+        nfe: network evaluations a sample.
+        **options: keywords of its class.
+
+    Returns:
+        The solver; ``.tableau()`` is what to sample with.
+
+    Raises:
+        SolverBenchError: for an unknown name or option, or an NFE that it cannot meet.
+    """
+    kind = registry.solvers.get(name)
+    check_options("solver", name, kind, options, skip=2)
+    try:
+        setting = Setting(backbone.schedule, nfe, backbone.output)
+        made: Solver = kind(setting, **options)
+    except (ValueError, TypeError) as error:
+        raise SolverBenchError(_named(name, str(error))) from error
+    return made
+
+
+def is_learnable(name: str) -> bool:
+    """Whether a solver has parameters to train."""
+    kind = registry.solvers.get(name)
+    return isinstance(kind, type) and issubclass(kind, LearnableSolver)
+
+
+def check_options(what: str, name: str, kind: Any, options: dict[str, Any], skip: int) -> None:
+    """Refuse keywords that a plugin's ``__init__`` does not have.
+
+    Raises:
+        SolverBenchError: names the option and those that exist.
+    """
+    allowed = list(inspect.signature(kind.__init__).parameters)[skip:]
+    for option in options:
+        if option not in allowed:
+            listed = ", ".join(allowed) or "none"
+            raise SolverBenchError(f"{what} {name} has no option '{option}'; it has: {listed}")
+
+
+def _named(name: str, message: str) -> str:
+    return message if message.startswith(name) else f"{name}: {message}"

@@ -1,0 +1,73 @@
+"""Peak memory and wall clock, measured around the work and never declared by it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass
+class Peak:
+    """Highest memory use inside a block.
+
+    Attributes:
+        bytes: above what was in use at its start; CUDA: allocated, CPU: resident.
+    """
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Measure the peak of a block; read ``.bytes`` after it.
+
+    On CUDA it is what PyTorch allocated. On Linux it is the resident size of this process, whose
+    high-water mark is reset first; elsewhere it stays 0.
+    """
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    before = _reset_resident()
+    yield peak
+    peak.bytes = max(0, _resident("VmHWM") - before)
+
+
+def _reset_resident() -> int:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _resident("VmHWM")
+    return _resident("VmRSS")
+
+
+def _resident(key: str) -> int:
+    if not STATUS.exists():
+        return 0
+    line = next(row for row in STATUS.read_text().splitlines() if row.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def stopwatch(device: torch.device, seconds: list[float]) -> Iterator[None]:
+    """Append the wall clock of a block, with the device waited for at both ends."""
+    _wait(device)
+    start = time.perf_counter()
+    yield
+    _wait(device)
+    seconds.append(time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

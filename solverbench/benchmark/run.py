@@ -1,0 +1,302 @@
+"""One cell from its spec to its record, in stages that a killed run finds again."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solverbench import registry
+from solverbench.backbones.base import Backbone
+from solverbench.benchmark.features import features_of, reference_of
+from solverbench.benchmark.load import load_backbone, load_solver
+from solverbench.benchmark.meter import stopwatch
+from solverbench.benchmark.metrics.base import Metric
+from solverbench.benchmark.provenance import provenance
+from solverbench.benchmark.results import Cost, MetricFacts, Result
+from solverbench.benchmark.sampling import Samples, sample_seeds
+from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, RunSpec, digest
+from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
+from solverbench.benchmark.training import Fit, Lesson
+from solverbench.errors import SolverBenchError
+from solverbench.images import Extractor, Features, Reference
+from solverbench.solvers.base import LearnableSolver, Solver
+from solverbench.solvers.tableau import Tableau
+
+Report = Callable[[str, int, int], None]  # stage, done, total
+
+
+class Run:
+    """A cell, bound to a folder.
+
+    Args:
+        spec: what to run.
+        root: folder of records; scratch files live beside them and go when the cell is done.
+        report: told of progress.
+    """
+
+    def __init__(
+        self, spec: RunSpec, root: Path, report: Report = lambda stage, done, total: None
+    ) -> None:
+        self.spec, self.root, self.report = spec, root, report
+        self.path = record_path(root, spec)
+        self.work = self.path.with_suffix(".work")
+
+    @property
+    def tableau_path(self) -> Path:
+        """Where the solver of this cell is stored."""
+        return self.path.with_suffix(".safetensors")
+
+    def done(self) -> Result | None:
+        """The record of a former run that went well, if there is one."""
+        if not self.path.exists():
+            return None
+        result = read_record(self.path)
+        return result if result.status == "ok" else None
+
+    def check(self) -> None:
+        """Load everything that can be wrong, before anything slow starts.
+
+        Raises:
+            SolverBenchError: says what is wrong.
+        """
+        self._load()
+        evaluation = self.spec.evaluation
+        for name in evaluation.metrics:
+            registry.metrics.get(name)
+        if evaluation.num_images < 2:
+            raise SolverBenchError(f"num_images is {evaluation.num_images}; metrics need at least 2")
+        if self.spec.fit is not None:
+            registry.distances.get(self.spec.fit.distance)
+
+    def execute(self) -> Result:
+        """Do what is missing and return the record; a failure is a record too."""
+        known = self.done()
+        if known is not None:
+            return known
+        self.check()
+        try:
+            result = self._measured()
+        except Exception as error:
+            result = failed(self.spec, reason_of(error))
+            write_record(self.root, result)
+            if not isinstance(error, SolverBenchError):
+                raise
+            return result
+        write_record(self.root, result)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return result
+
+    def prepare(self, part: str) -> None:
+        """Make a teacher set that cells share: ``train`` or ``evaluation``."""
+        backbone, _ = self._load()
+        if part == "evaluation":
+            self._teacher(backbone, self._evaluation_seeds(), "teacher")
+            return
+        assert self.spec.fit is not None
+        for seeds in fit_seeds(self.spec):
+            self._teacher(backbone, seeds, "teacher")
+
+    def _load(self) -> tuple[Backbone, Solver]:
+        spec = self.spec
+        backbone = load_backbone(spec.backbone.name, **spec.backbone.options)
+        torch.manual_seed(spec.seed)
+        solver = load_solver(spec.solver.name, backbone, spec.nfe, **spec.solver.options)
+        if isinstance(solver, LearnableSolver) != (spec.fit is not None):
+            needs = "needs" if spec.fit is None else "cannot use"
+            raise SolverBenchError(f"solver {spec.solver.name} {needs} a fit budget")
+        return backbone, solver
+
+    def _teacher(self, backbone: Backbone, seeds: Sequence[int], stage: str) -> Samples:
+        spec, batch = self.spec, self.spec.evaluation.batch
+        teacher = load_solver(
+            spec.teacher.solver.name, backbone, spec.teacher.nfe, **spec.teacher.solver.options
+        )
+        key = digest(spec.backbone, spec.teacher, seeds[0], seeds[-1], batch)
+        folder = self.root / "teachers" / f"{spec.backbone.name}-{seeds[0]:05d}-{key}"
+        return sample_seeds(
+            folder, backbone, teacher.tableau(), seeds, batch, self._stage(stage)
+        )
+
+    def _stage(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(name, done, total)
+
+    def _evaluation_seeds(self) -> range:
+        evaluation = self.spec.evaluation
+        return range(evaluation.first_seed, evaluation.first_seed + evaluation.num_images)
+
+    def _measured(self) -> Result:
+        backbone, solver = self._load()
+        tableau, fit = self._tableau(backbone, solver)
+        self.report("sample", 0, 1)
+        if self.spec.is_teacher:
+            samples = self._teacher(backbone, self._evaluation_seeds(), "sample")
+        else:
+            batch, report = self.spec.evaluation.batch, self._stage("sample")
+            folder = self.work / "samples"
+            samples = sample_seeds(
+                folder, backbone, tableau, self._evaluation_seeds(), batch, report
+            )
+        self.report("measure", 0, 1)
+        cost = {"seconds_per_image": samples.seconds_per_image, "nfe": samples.nfe}
+        cost |= {"network_rows": samples.network_rows, "peak_bytes": samples.peak_bytes}
+        metrics, facts, reference, decoding = self._metrics(backbone, samples)
+        return Result(
+            spec=self.spec,
+            title=solver.title or type(solver).__name__,
+            status="ok",
+            metrics=metrics,
+            metric_facts=facts,
+            cost=Cost(**cost, **fit, decode_seconds_per_image=decoding),
+            provenance=provenance(backbone.device, backbone.weights_sha256, reference),
+            conventions=conventions(tableau),
+            flags=solver.flags,
+        )
+
+    def _tableau(self, backbone: Backbone, solver: Solver) -> tuple[Tableau, dict[str, Any]]:
+        """Train where there is something to train; store the table either way."""
+        if not isinstance(solver, LearnableSolver):
+            tableau = solver.tableau().detach()
+            tableau.save(self.tableau_path)
+            return tableau, {}
+        assert self.spec.fit is not None
+        train, validation = (
+            self._teacher(backbone, seeds, "teacher") for seeds in fit_seeds(self.spec)
+        )
+        kind = registry.distances.get(self.spec.fit.distance)
+        distance = kind(backbone, extractor_of(backbone))
+        fit = Fit(
+            solver, Lesson(self.spec.fit, self.spec.seed, backbone, distance, train, validation)
+        )
+        tableau = fit.run(self.work, self._stage("fit"))
+        trained = {"fit": self.spec.fit.model_dump(mode="json"), "seed": self.spec.seed}
+        trained |= {"backbone": self.spec.backbone.model_dump(mode="json")}
+        tableau = replace(tableau, meta=tableau.meta | {"trained": trained})
+        tableau.save(self.tableau_path)
+        shutil.copyfile(self.work / "fit.jsonl", self.path.with_suffix(".fit.jsonl"))
+        return tableau, {
+            "fit_seconds": fit.seconds,
+            "fit_peak_bytes": fit.peak_bytes,
+            "fit_iterations": fit.iteration,
+            "num_parameters": solver.num_used(),
+        }
+
+    def _metrics(
+        self, backbone: Backbone, samples: Samples
+    ) -> tuple[dict[str, float], dict[str, MetricFacts], str, float]:
+        """Values, what tables must know of them, reference hash, seconds of decoding an image."""
+        extractor = extractor_of(backbone)
+        images, seconds = decoded(backbone, samples.states, self.spec.evaluation.batch)
+        generated = features_of(extractor, images, backbone.quantisation)
+        kinds: dict[str, Metric] = {
+            name: registry.metrics.get(name)() for name in self.spec.evaluation.metrics
+        }
+        references: dict[str, Reference] = {"data": extractor.reference()}
+        if any(m.against == "teacher" for m in kinds.values()):
+            references["teacher"] = self._teacher_reference(backbone, extractor, generated)
+        metrics, facts = {}, {}
+        for name, metric in kinds.items():
+            if metric.against == "teacher" and self.spec.is_teacher:
+                continue  # the distance of the teacher to itself says nothing
+            metrics[name] = metric.compute(
+                generated=generated, reference=references[metric.against]
+            )
+            facts[name] = MetricFacts(
+                label=metric.label(extractor.name),
+                higher_is_better=metric.higher_is_better,
+                digits=metric.digits,
+                about=metric.about,
+            )
+        return metrics, facts, references["data"].sha256, seconds
+
+    def _teacher_reference(
+        self, backbone: Backbone, extractor: Extractor, own: Features
+    ) -> Reference:
+        about = "the teacher's samples of the same seeds"
+        if self.spec.is_teacher:
+            return reference_of(own, about)
+        teacher = self._teacher(backbone, self._evaluation_seeds(), "teacher")
+        images, _ = decoded(backbone, teacher.states, self.spec.evaluation.batch)
+        return reference_of(features_of(extractor, images, backbone.quantisation), about)
+
+
+def run(spec: RunSpec, root: str | Path = "runs") -> Result:
+    """Run one cell in this process.
+
+    Args:
+        spec: what to run.
+        root: folder of records; a finished cell is read from it.
+
+    Returns:
+        The record.
+
+    Raises:
+        SolverBenchError: for a spec that cannot work, before anything slow starts.
+    """
+    check_writable(Path(root))
+    return Run(spec, Path(root)).execute()
+
+
+def fit_seeds(spec: RunSpec) -> tuple[range, range]:
+    """Seeds of training (the first) and validation (the last below those of evaluation)."""
+    assert spec.fit is not None
+    first = FIRST_EVALUATION_SEED - spec.fit.validation_size
+    return range(spec.fit.train_size), range(first, FIRST_EVALUATION_SEED)
+
+
+def extractor_of(backbone: Backbone) -> Extractor:
+    """The extractor that measures a backbone's images.
+
+    Raises:
+        SolverBenchError: where it has none, or the extractor cannot run here.
+    """
+    if backbone.extractor is None:
+        raise SolverBenchError(f"backbone {backbone.name} has no extractor; its images have no FD")
+    extractor: Extractor = registry.extractors.get(backbone.extractor)()
+    usable, why = extractor.available()
+    if not usable:
+        raise SolverBenchError(f"extractor {backbone.extractor}: {why}")
+    return extractor
+
+
+@torch.no_grad()
+def decoded(backbone: Backbone, states: Tensor, batch: int) -> tuple[Tensor, float]:
+    """Images (M, C, H, W) on the host, and the median seconds of an image."""
+    images, seconds = [], list[float]()
+    for part in states.split(batch):
+        with stopwatch(backbone.device, seconds):
+            images.append(backbone.decode(part.to(backbone.device)).cpu())
+    per_image = sorted(s / len(i) for s, i in zip(seconds, images, strict=True))
+    return torch.cat(images), per_image[len(per_image) // 2]
+
+
+def conventions(tableau: Tableau) -> dict[str, Any]:
+    """Every option of a solver as it was used, and its times."""
+    meta = tableau.meta
+    kept = {key: meta[key] for key in ("t_max", "t_min", "output", "conversion")}
+    kept |= {f"frame.{key}": value for key, value in meta["frame"].items()}
+    kept |= {f"option.{key}": value for key, value in meta["options"].items()}
+    return kept | {"t": tableau.nodes.tolist(), "t_eval": tableau.tau.tolist()}
+
+
+def failed(spec: RunSpec, reason: str) -> Result:
+    """The record of a cell that did not end."""
+    kind = registry.solvers.get(spec.solver.name)
+    return Result(
+        spec=spec,
+        title=kind.title or kind.__name__,
+        status="failed",
+        reason=reason,
+        provenance=provenance(torch.device("cpu"), "", ""),
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, SolverBenchError) else f"{type(error).__name__}: {text}"
+
+

@@ -1,0 +1,161 @@
+"""Many seeds through one tableau, in blocks on disk that a killed run finds again."""
+
+import hashlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from solverbench import tensorfile
+from solverbench.backbones.base import Backbone, Condition
+from solverbench.benchmark.meter import peak_memory, stopwatch
+from solverbench.benchmark.spec import digest
+from solverbench.errors import SolverBenchError
+from solverbench.solvers.tableau import Tableau, sample
+
+FORMAT = "solverbench-samples-1"
+BLOCK = 5  # batches a file
+Progress = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Final states of some seeds, with what they cost.
+
+    Attributes:
+        seeds: in order.
+        noise: unit-variance noise they started from, (M, C, H, W).
+        states: (M, C, H, W), float32, on the host.
+        condition: of the network, or None.
+        seconds_per_image: median over batches.
+        nfe: counted network calls a sample.
+        network_rows: counted rows a sample.
+        peak_bytes: largest over blocks.
+    """
+
+    seeds: Sequence[int]
+    noise: Tensor
+    states: Tensor
+    condition: Condition | None
+    seconds_per_image: float
+    nfe: int
+    network_rows: float
+    peak_bytes: int
+
+
+def sample_seeds(
+    folder: Path,
+    backbone: Backbone,
+    tableau: Tableau,
+    seeds: Sequence[int],
+    batch: int,
+    progress: Progress = lambda done, total: None,
+) -> Samples:
+    """Sample seeds batch by batch; blocks that a former call left are taken over.
+
+    Args:
+        folder: for the blocks, ``<first seed>.safetensors`` each.
+        backbone: the network.
+        tableau: the solver.
+        seeds: of noise and conditions.
+        batch: images at once.
+        progress: told after each batch.
+
+    Returns:
+        All samples, in the order of ``seeds``.
+
+    Raises:
+        SolverBenchError: where a block on disk is damaged, or noise differs from when it was made.
+    """
+    key = f"{_identity(tableau)}-{backbone.weights_sha256[:12]}-{batch}"
+    size, parts = batch * BLOCK, []
+    for start in range(0, len(seeds), size):
+        block = seeds[start : start + size]
+        path = folder / f"{block[0]:08d}.safetensors"
+        noise = backbone.noise(block)
+        expected = {"key": key, "seeds": digest(list(block)), "noise": _hash(noise)}
+        if not path.exists():
+            report = _shifted(progress, start, len(seeds))
+            _make(path, backbone, tableau, (noise, block), batch, expected, report)
+        parts.append((noise.cpu(), *_read(path, expected)))
+        progress(start + len(block), len(seeds))
+    return _joined(backbone, seeds, parts)
+
+
+Part = tuple[Tensor, dict[str, Tensor], dict[str, object]]
+
+
+def _shifted(progress: Progress, start: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress(start + done, total)
+
+
+def _read(path: Path, expected: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, object]]:
+    tensors, facts = tensorfile.read(path, FORMAT)
+    for name, value in expected.items():
+        if facts.get(name) != value:
+            raise SolverBenchError(
+                f"{path} was made from another {name}; remove {path.parent} and run again"
+            )
+    return tensors, facts
+
+
+def _make(
+    path: Path,
+    backbone: Backbone,
+    tableau: Tableau,
+    start: tuple[Tensor, Sequence[int]],
+    batch: int,
+    facts: dict[str, str],
+    progress: Callable[[int], None],
+) -> None:
+    """Sample one block and write it."""
+    (noise, seeds), seconds, states = start, list[float](), []
+    condition = backbone.condition(seeds)
+    with (
+        torch.no_grad(),
+        backbone.counting() as count,
+        peak_memory(backbone.device) as peak,
+    ):
+        for i in range(0, len(seeds), batch):
+            rows = slice(i, i + batch)
+            given = condition[rows] if condition is not None else None
+            with stopwatch(backbone.device, seconds):
+                states.append(sample(backbone, tableau, noise[rows], given))
+            progress(min(i + batch, len(seeds)))
+    sizes = [len(s) for s in states]
+    cost = {
+        "seconds_per_image": [s / n for s, n in zip(seconds, sizes, strict=True)],
+        "calls": count.samples,  # rows of all evaluations: calls a sample, times samples
+        "rows": count.rows,
+        "peak_bytes": peak.bytes,
+    }
+    tensorfile.write(path, FORMAT, {"states": torch.cat(states)}, facts | cost)
+
+
+def _joined(backbone: Backbone, seeds: Sequence[int], parts: list[Part]) -> Samples:
+    facts = [part[2] for part in parts]
+    times = [t for f in facts for t in f["seconds_per_image"]]  # type: ignore[attr-defined]
+    total = {k: sum(int(f[k]) for f in facts) for k in ("calls", "rows")}  # type: ignore[call-overload]
+    return Samples(
+        seeds=seeds,
+        noise=torch.cat([part[0] for part in parts]),
+        states=torch.cat([part[1]["states"] for part in parts]),
+        condition=backbone.condition(seeds),
+        seconds_per_image=statistics.median(times),
+        nfe=round(total["calls"] / len(seeds)),
+        network_rows=total["rows"] / len(seeds),
+        peak_bytes=max(int(f["peak_bytes"]) for f in facts),  # type: ignore[call-overload]
+    )
+
+
+def _identity(tableau: Tableau) -> str:
+    digest = hashlib.sha256(tableau.A.detach().numpy().tobytes())
+    digest.update(tableau.tau.detach().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _hash(noise: Tensor) -> str:
+    return hashlib.sha256(noise.cpu().numpy().tobytes()).hexdigest()[:12]

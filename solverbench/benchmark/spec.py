@@ -1,0 +1,135 @@
+"""What to run, as data: one cell of a benchmark, validated before anything slow starts."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Value = str | int | float | bool | None | list[float] | list[list[float]]
+Options = Mapping[str, Value]
+
+BENCHMARK_VERSION = 1  # raised when a metric, seeds or protocol change; versions never share a table
+FIRST_EVALUATION_SEED = 50_000  # teacher sets use smaller seeds, evaluation these and larger ones
+
+
+class Model(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(Model):
+    """A plugin and the options that differ from its defaults."""
+
+    name: str
+    options: dict[str, Value] = Field(default_factory=dict)
+
+
+class FitSpec(Model):
+    """Budget and conventions of training a learnable solver.
+
+    Attributes:
+        iterations: optimiser steps.
+        batch: teacher pairs a step.
+        lr: Adam learning rate.
+        lr_schedule: ``constant`` (the paper) or ``cosine`` to 0.
+        distance: plugin that compares a sample with the teacher's.
+        train_size: teacher pairs to train on, seeds 0 .. train_size - 1.
+        validation_size: pairs to validate on, the last seeds below 50,000.
+        validate_every: iterations between validations (also after the first and the last).
+        ema_decay: largest decay of the weight average.
+        ema_warmup: decay after update n is at most (1 + n) / (10 + n), as torch_ema has it.
+        clip: global gradient norm.
+        memory: ``store`` keeps the activations of every call, ``recompute`` of one at a time.
+
+    Source: gs-gas recipe of arXiv 2510.17699, appendix D; EMA warm-up as in the authors' code.
+    """
+
+    iterations: PositiveInt = 10_000
+    batch: PositiveInt = 24
+    lr: PositiveFloat = 1e-3
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    distance: str = "l2"
+    train_size: PositiveInt = 1400
+    validation_size: PositiveInt = 1000
+    validate_every: PositiveInt = 500
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    ema_warmup: bool = True
+    clip: PositiveFloat = 1.0
+    memory: Literal["store", "recompute"] = "store"
+
+    @model_validator(mode="after")
+    def _check(self) -> "FitSpec":
+        if self.train_size + self.validation_size > FIRST_EVALUATION_SEED:
+            raise ValueError(
+                f"train_size + validation_size is {self.train_size + self.validation_size}; "
+                f"at most {FIRST_EVALUATION_SEED} seeds lie below those of evaluation"
+            )
+        if self.batch > self.train_size:
+            raise ValueError(f"batch {self.batch} is larger than train_size {self.train_size}")
+        return self
+
+
+class TeacherSpec(Model):
+    """The many-step run that students imitate."""
+
+    solver: Named
+    nfe: PositiveInt
+
+
+class EvaluationSpec(Model):
+    """How a cell is measured; equal for all rows of a table.
+
+    Attributes:
+        num_images: samples, seeds first_seed .. first_seed + num_images - 1.
+        first_seed: at least 50,000, so that no teacher pair is among them.
+        batch: images sampled at once.
+        metrics: metric plugins.
+    """
+
+    num_images: PositiveInt = 2000
+    first_seed: int = Field(default=FIRST_EVALUATION_SEED, ge=FIRST_EVALUATION_SEED)
+    batch: PositiveInt = 100
+    metrics: tuple[str, ...] = ("fd",)
+
+
+class RunSpec(Model):
+    """One cell: a solver with its options on a backbone at one NFE.
+
+    Attributes:
+        backbone: plugin and options.
+        solver: plugin and options.
+        nfe: network evaluations a sample.
+        teacher: the reference run.
+        evaluation: how it is measured.
+        fit: training budget; None for a solver that learns nothing.
+        seed: of training (initialisation, batches); evaluation seeds are in ``evaluation``.
+        version: of the benchmark protocol.
+    """
+
+    backbone: Named
+    solver: Named
+    nfe: PositiveInt
+    teacher: TeacherSpec
+    evaluation: EvaluationSpec
+    fit: FitSpec | None = None
+    seed: int = Field(default=0, ge=0)
+    version: int = BENCHMARK_VERSION
+
+    def key(self) -> str:
+        """Short hash of the canonical JSON: file name and cache key."""
+        return digest(self)
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether this cell is the teacher itself."""
+        return (self.solver, self.nfe) == (self.teacher.solver, self.teacher.nfe)
+
+
+def digest(*parts: Model | str | int | Sequence[int]) -> str:
+    """Twelve hexadecimal digits that name the given parts."""
+    data = [p.model_dump(mode="json") if isinstance(p, Model) else p for p in parts]
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,156 @@
+"""Records on disk: one JSON file a cell, written aside and renamed. No torch here."""
+
+import contextlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from solverbench.benchmark.results import SCHEMA, Result
+from solverbench.benchmark.spec import RunSpec
+from solverbench.errors import SolverBenchError
+
+RECORD_NAME = re.compile(r"nfe\d{2,}-[0-9a-f]{12}\.json")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new one, never a part.
+
+    Args:
+        path: where; missing folders are made.
+        data: the whole content.
+
+    Raises:
+        SolverBenchError: if the folder cannot be made or the file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise SolverBenchError(
+            f"cannot write {path}: {error.strerror}. Free space, mend its folder or name another"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after the rename; left over after a fault
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as ``write_bytes`` does."""
+    write_bytes(path, text.encode())
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write a small file in it, so that a fault shows before a slow run.
+
+    Raises:
+        SolverBenchError: if either fails.
+    """
+    probe = folder / f".writable.{os.getpid()}.tmp"
+    try:
+        write_bytes(probe, b"solverbench")
+        probe.unlink()
+    except (OSError, SolverBenchError) as error:
+        cause = error.__cause__ if isinstance(error, SolverBenchError) else error
+        reason = getattr(cause, "strerror", None) or str(error)
+        raise SolverBenchError(
+            f"cannot write in {folder}: {reason}. Name a folder that can be made and written"
+        ) from error
+
+
+def record_path(root: Path, spec: RunSpec) -> Path:
+    """Where the record of a cell lies: ``root/<backbone>/<solver>/nfe05-<key>.json``.
+
+    Raises:
+        SolverBenchError: if a plugin's name cannot be the name of a folder.
+    """
+    for name in (spec.backbone.name, spec.solver.name):
+        if not FOLDER_NAME.fullmatch(name):
+            raise SolverBenchError(
+                f"'{name}' cannot name a folder; allowed are letters, digits, '-', '_' and '.', "
+                "a letter or digit first. Rename the plugin"
+            )
+    return root / spec.backbone.name / spec.solver.name / f"nfe{spec.nfe:02d}-{spec.key()}.json"
+
+
+def write_record(root: Path, result: Result) -> Path:
+    """Store a record under its key; an older one of the same cell is replaced.
+
+    Returns:
+        The file written.
+
+    Raises:
+        SolverBenchError: if it cannot be written.
+        ValueError: if a number is not finite; a missing number is a missing key.
+    """
+    try:
+        text = json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False)
+    except ValueError as error:
+        bad = [name for name, value in result.metrics.items() if not math.isfinite(value)]
+        raise ValueError(f"a record holds finite numbers only; mend {bad or 'its cost'}") from error
+    path = record_path(root, result.spec)
+    write_text(path, text + "\n")
+    return path
+
+
+def read_record(path: Path) -> Result:
+    """The record in a file.
+
+    Raises:
+        SolverBenchError: if the file cannot be read, is torn, was written for another schema, or
+            is no record at all; one line that names the file.
+    """
+    redo = "Delete it and run the cell again"
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SolverBenchError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
+        raise SolverBenchError(f"{path} is torn or not JSON ({_line(error)}). {redo}") from error
+    schema = data.get("schema_version") if isinstance(data, dict) else None
+    if schema is None:
+        raise SolverBenchError(f"{path} is not a solverbench record. Move it elsewhere")
+    if schema != SCHEMA:
+        raise SolverBenchError(
+            f"{path} has schema_version {schema!r}; this solverbench reads {SCHEMA}. {redo}, "
+            "or read it with the version that wrote it"
+        )
+    try:
+        return Result.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SolverBenchError(
+            f"{path} is not a valid record: {where}: {_line(first['msg'])}. {redo}"
+        ) from error
+
+
+def read_records(root: Path) -> list[Result]:
+    """All records below a folder, in the order of their paths; other files are passed over.
+
+    Raises:
+        SolverBenchError: if there is no such folder, no record in it, or a record cannot be read.
+    """
+    if not root.is_dir():
+        raise SolverBenchError(f"no folder {root}. Run a recipe first, or name its output folder")
+    paths = sorted(p for p in root.rglob("nfe*.json") if RECORD_NAME.fullmatch(p.name))
+    if not paths:
+        raise SolverBenchError(
+            f"no records in {root} (files nfeNN-KEY.json). Run a recipe first, "
+            "or name its output folder"
+        )
+    return [read_record(path) for path in paths]
+
+
+def _line(fault: object) -> str:
+    """A message in one line."""
+    return " ".join(str(fault).split())

@@ -1,0 +1,25 @@
+"""Errors that a user can cause; the command line prints them in one line and exits with code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SolverBenchError(Exception):
+    """What a user can cause and mend: an unknown name, a bad recipe, a torn or foreign file."""
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], where: str) -> SolverBenchError:
+    """The error for a name that nothing carries, with the nearest one that exists.
+
+    Args:
+        kind: what was named, for example ``solver``.
+        name: what the user wrote.
+        allowed: the names that exist.
+        where: how to see them all, for example ``solverbench list solvers``.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    near = difflib.get_close_matches(name, sorted(allowed), n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return SolverBenchError(f"unknown {kind} '{name}'{hint} All names: {where}")

@@ -1,0 +1,109 @@
+"""The sentences below a table: what a reader must know before comparing two numbers."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from solverbench.baselines.published import Published
+from solverbench.benchmark.results import Provenance, Result
+from solverbench.benchmark.spec import Named
+from solverbench.leaderboards.tables import Table, series
+
+
+def plugin(named: Named) -> str:
+    """A name with its options, for example ``unipc-3 (variant=bh1)``."""
+    options = ", ".join(f"{key}={value}" for key, value in named.options.items())
+    return f"{named.name} ({options})" if options else named.name
+
+
+def heading(group: Sequence[Result]) -> str:
+    """Backbone, sample count and protocol version."""
+    spec = group[0].spec
+    return f"{plugin(spec.backbone)}, {spec.evaluation.num_images} samples, protocol {spec.version}"
+
+
+def notes(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
+    """All notes of a group but the numbered faults."""
+    return [
+        *_protocol(group),
+        *(f"{t.facts.label}: {t.facts.about}." for t in tables if t.facts.about),
+        *_papers([c.published for t in tables for r in t.rows for c in r.cells.values()]),
+        *_flags(group),
+        *_provenance(group),
+    ]
+
+
+def _protocol(group: Sequence[Result]) -> list[str]:
+    """Samples, teacher, spread and budgets."""
+    spec = group[0].spec
+    ev, teacher = spec.evaluation, spec.teacher
+    lines = [
+        f"Samples: {ev.num_images} a cell, seeds {ev.first_seed} to "
+        f"{ev.first_seed + ev.num_images - 1}, batches of {ev.batch}.",
+        f"Teacher: {plugin(teacher.solver)}, {teacher.nfe} NFE; it is not ranked. "
+        "Of each column the best is bold, the second underlined.",
+    ]
+    for row in series(group):
+        fitted = [r for r in row.results if r.spec.fit]
+        if fitted:
+            lines.append(f"{row.title}: {_budget(fitted)}.")
+    if any(r.spec.fit for r in group):
+        lines.append(
+            "Values of several training seeds are mean ± sample standard deviation; "
+            "a single seed shows no spread."
+        )
+    return lines
+
+
+def _budget(fitted: Sequence[Result]) -> str:
+    """How a learned solver was trained, and what that took."""
+    fit = fitted[0].spec.fit
+    assert fit is not None
+    seeds = ", ".join(str(s) for s in sorted({r.spec.seed for r in fitted}))
+    seconds = [r.cost.fit_seconds for r in fitted if r.cost]
+    took = f"; {min(seconds):.3g} to {max(seconds):.3g} s a cell" if seconds else ""
+    return (
+        f"{fit.iterations} iterations of {fit.batch} pairs out of {fit.train_size}, "
+        f"distance {fit.distance}, training seeds {seeds}{took}"
+    )
+
+
+def _papers(values: Iterable[Published | None]) -> list[str]:
+    """Where published values come from."""
+    quoted = [p for p in values if p]
+    lines = []
+    if quoted:
+        sources = ", ".join(sorted({f"{p.source} ({p.num_images} samples)" for p in quoted}))
+        lines.append(f"Paper: quoted from {sources}, not measured here.")
+    if any("other-teacher" in p.flags for p in quoted):
+        lines.append("Some quoted values are of another teacher and not comparable.")
+    return lines
+
+
+def _flags(group: Sequence[Result]) -> list[str]:
+    """What records say of themselves."""
+    flagged = {(r.title, flag) for r in group for flag in r.flags}
+    return [f"{title}: {flag}." for title, flag in sorted(flagged)]
+
+
+def _provenance(group: Sequence[Result]) -> list[str]:
+    """Device, versions, commit, dates; a warning where rows had other weights or references."""
+    made = [r.provenance for r in group]
+    dates = sorted(p.created[:10] for p in made)
+    span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    versions = _values(made, lambda p: f"{p.solverbench}, Python {p.python}, torch {p.torch}")
+    lines = [
+        f"Made on {_values(made, lambda p: f'{p.device}, {p.threads} thread(s)')} "
+        f"with solverbench {versions}; commit {_values(made, lambda p: p.commit)}; {span} (UTC)."
+    ]
+    for what, hashes in (
+        ("weights", {p.weights_sha256 for p in made if p.weights_sha256}),
+        ("reference statistics", {p.reference_sha256 for p in made if p.reference_sha256}),
+    ):
+        short = ", ".join(sorted(h[:12] for h in hashes)) or "none"
+        warning = " Rows differ in them: do NOT compare." if len(hashes) > 1 else ""
+        lines.append(f"SHA-256 of the {what}: {short}.{warning}")
+    return lines
+
+
+def _values(made: Sequence[Provenance], of: Callable[[Provenance], str]) -> str:
+    """The different values, each once."""
+    return " / ".join(sorted({of(one) for one in made}))

@@ -1,0 +1,341 @@
+"""Tables as text: markdown, LaTeX, CSV and the terminal. The only place that rounds."""
+
+import csv
+import html
+import io
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.markup import escape as rich_escape
+from rich.table import Table as RichTable
+
+from solverbench.baselines.published import load_published
+from solverbench.benchmark.results import Cost, Result
+from solverbench.errors import SolverBenchError, unknown_name
+from solverbench.leaderboards.notes import heading, notes
+from solverbench.leaderboards.tables import (
+    COST_FIELDS,
+    Cell,
+    Row,
+    Table,
+    build,
+    metric_names,
+    series,
+    split,
+)
+
+Grid = list[list[str]]  # the first row is the header
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How one format writes text.
+
+    Attributes:
+        escape: plain text to the format.
+        bold: template of a best value.
+        second: template of a second best value.
+        mark: template of a reference to a numbered fault.
+        plus_minus: between mean and spread.
+        heading: of a group; takes escaped text.
+        table: caption and escaped cells to text.
+        notes: escaped sentences to text.
+    """
+
+    escape: Callable[[str], str]
+    bold: str
+    second: str
+    mark: str
+    plus_minus: str
+    heading: Callable[[str], str]
+    table: Callable[[str, Grid], str]
+    notes: Callable[[Sequence[str]], str]
+
+
+def render(results: Sequence[Result], fmt: str, metrics: Sequence[str] | None = None) -> str:
+    """Records as text; the same records always give the same text.
+
+    Args:
+        results: records of any backbones and protocols; each group gets its own tables.
+        fmt: ``md``, ``latex`` or ``csv``.
+        metrics: which and in which order; None for all, ``fd`` first.
+
+    Raises:
+        SolverBenchError: if there are no records, or the format or a metric is unknown.
+    """
+    if fmt not in FORMATS:
+        raise unknown_name("format", fmt, FORMATS, ", ".join(FORMATS))
+    return FORMATS[fmt](results, _chosen(results, metrics))
+
+
+def console(results: Sequence[Result], metrics: Sequence[str] | None = None) -> Group:
+    """Records for the terminal: the first metric by NFE, then all metrics of every cell."""
+    chosen = _chosen(results, metrics)
+    parts: list[RichTable | str] = []
+    for group in split(results):
+        tables = _tables(group, chosen)
+        faults = _faults(tables)
+        first = tables[0]
+        parts.append(_rich(f"{first.facts.label}: {heading(group)}", _grid(first, faults, RICH)))
+        parts.append(_rich("all metrics", _overview(tables, faults, RICH)))
+        parts += [rich_escape(f"[{i}] {fault}") for i, fault in enumerate(faults, 1)]
+    return Group(*parts)
+
+
+def _chosen(results: Sequence[Result], metrics: Sequence[str] | None) -> list[str]:
+    """The metrics to show."""
+    if not results:
+        raise SolverBenchError("no records to show. Run a recipe first")
+    names = metric_names(results)
+    for name in metrics or ():
+        if name not in names:
+            raise unknown_name("metric", name, names, ", ".join(names))
+    return list(metrics or names)
+
+
+def _tables(group: Sequence[Result], chosen: Sequence[str]) -> list[Table]:
+    """The tables of a group; a metric that none of its records asked for is left out."""
+    own = metric_names(group)
+    published = load_published()
+    return [build(group, name, published) for name in chosen if name in own] or [
+        build(group, own[0] if own else chosen[0], published)
+    ]
+
+
+def _report(results: Sequence[Result], chosen: Sequence[str], markup: Markup) -> str:
+    """Per group: heading, one table a metric, costs, notes."""
+    parts = []
+    for group in split(results):
+        tables = _tables(group, chosen)
+        faults = _faults(tables)
+        parts.append(markup.heading(markup.escape(heading(group))))
+        for table in tables:
+            better = "higher" if table.facts.higher_is_better else "lower"
+            caption = f"{table.facts.label} ({better} is better)"
+            parts.append(markup.table(markup.escape(caption), _grid(table, faults, markup)))
+        caption = "Cost, measured (mean over training seeds)"
+        parts.append(markup.table(markup.escape(caption), _costs(group, markup)))
+        numbered = [f"[{i}] {fault}." for i, fault in enumerate(faults, 1)]
+        lines = [markup.escape(line) for line in numbered + notes(group, tables)]
+        parts.append(markup.notes(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _faults(tables: Sequence[Table]) -> list[str]:
+    """Every fault once, in the order of the rows."""
+    rows = [row for table in tables for row in table.rows]
+    found = [_fault(row, n, f) for row in rows for n, c in row.cells.items() for f in c.faults]
+    return list(dict.fromkeys(found))
+
+
+def _fault(row: Row, nfe: int, fault: str) -> str:
+    """A fault with its place, in one line."""
+    return " ".join(f"{row.title}, NFE {nfe}: {fault}".split()).rstrip(".")
+
+
+def _grid(table: Table, faults: Sequence[str], markup: Markup) -> Grid:
+    """Rows x NFE; the paper's value stands right of ours. The teacher takes the first column."""
+    header = ["solver"]
+    for nfe in table.nfes:
+        header += [f"NFE {nfe}", "paper"] if nfe in table.has_published else [f"NFE {nfe}"]
+    grid = [header if len(header) > 1 else [*header, "value"]]
+    for row in table.rows:
+        line = [markup.escape(row.title)]
+        for nfe, cell in row.cells.items():
+            line.append(_cell(table, row, nfe, faults, markup))
+            if row.is_teacher and cell.published:
+                line[-1] += markup.escape(f" (paper {cell.published.value:.2f})")
+            elif nfe in table.has_published and not row.is_teacher:
+                line.append(f"{cell.published.value:.2f}" if cell.published else "")
+        grid.append(line + [""] * (len(grid[0]) - len(line)))
+    return grid
+
+
+def _cell(table: Table, row: Row, nfe: int, faults: Sequence[str], markup: Markup) -> str:
+    """Mean, spread and rank, or the status; then the numbers of its faults."""
+    cell: Cell = row.cells[nfe]
+    digits = table.facts.digits
+    if cell.mean is None:
+        text = markup.escape(cell.status)
+    else:
+        spread = "" if cell.std is None else f"{markup.plus_minus}{cell.std:.{digits}f}"
+        text = f"{cell.mean:.{digits}f}{spread}"
+        text = {1: markup.bold, 2: markup.second}.get(cell.rank, "{}").format(text)
+    marks = [faults.index(_fault(row, nfe, fault)) + 1 for fault in cell.faults]
+    return text + "".join(markup.mark.format(mark) for mark in marks)
+
+
+def _overview(tables: Sequence[Table], faults: Sequence[str], markup: Markup) -> Grid:
+    """One line a cell, one column a metric."""
+    grid = [["solver", "NFE", *(table.facts.label for table in tables)]]
+    for i, row in enumerate(tables[0].rows):
+        for nfe, cell in row.cells.items():
+            if cell.status:
+                values = [_cell(t, t.rows[i], nfe, faults, markup) for t in tables]
+                grid.append([markup.escape(row.title), str(nfe), *values])
+    return grid
+
+
+def _costs(group: Sequence[Result], markup: Markup) -> Grid:
+    """One line a cell and machine; numbers of two machines are never averaged."""
+    several = len({_machine(r) for r in group}) > 1
+    grid = [["solver", "NFE", *COST_FIELDS, *(["machine"] if several else [])]]
+    for row in series(group):
+        for nfe in row.nfes:
+            for machine in sorted({_machine(r) for r in row.at(nfe)}):
+                costs = [r.cost for r in row.at(nfe) if r.cost and _machine(r) == machine]
+                where = [markup.escape(machine)] if several else []
+                grid.append([markup.escape(row.title), str(nfe), *_means(costs), *where])
+    return grid
+
+
+def _means(costs: Sequence[Cost]) -> list[str]:
+    """The columns of ``COST_FIELDS``; empty where nothing was measured."""
+    if not costs:
+        return [""] * len(COST_FIELDS)
+    return [_number(statistics.fmean(of(cost) for cost in costs)) for of in COST_FIELDS.values()]
+
+
+def _number(value: float) -> str:
+    """Three digits that count, without an exponent where it would not help."""
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _machine(result: Result) -> str:
+    """Times of two machines or torch versions are not comparable."""
+    made = result.provenance
+    return f"{made.device}, {made.threads} thread(s), torch {made.torch}"
+
+
+def _markdown_escape(text: str) -> str:
+    """No character of the text is read as markdown or HTML."""
+    return re.sub(r"([\\`*_|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _markdown_table(caption: str, grid: Grid) -> str:
+    """A pipe table; numbers to the right."""
+    rule = ["---", *("---:" for _ in grid[0][1:])]
+    lines = [f"| {' | '.join(line)} |" for line in (grid[0], rule, *grid[1:])]
+    return "\n".join([f"### {caption}", "", *lines])
+
+
+def _latex_escape(text: str) -> str:
+    """No character of the text is read as a command."""
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+    }
+    return "".join(special.get(c, c) for c in " ".join(text.split()))
+
+
+def _latex_table(caption: str, grid: Grid) -> str:
+    """A booktabs table with its caption."""
+    head, *body = [" & ".join(line) + r" \\" for line in grid]
+    return "\n".join(
+        [
+            r"\begin{table}[ht]",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            *(r"\end{tabular}", r"\end{table}"),
+        ]
+    )
+
+
+def _rich(title: str, grid: Grid) -> RichTable:
+    """A table for the terminal; cells may hold rich markup."""
+    table = RichTable(title=rich_escape(title), title_justify="left")
+    for i, name in enumerate(grid[0]):
+        table.add_column(rich_escape(name), justify="right" if i else "left")
+    for line in grid[1:]:
+        table.add_row(*line)
+    return table
+
+
+MARKDOWN = Markup(
+    escape=_markdown_escape,
+    bold="**{}**",
+    second="<ins>{}</ins>",
+    mark=" [{}]",
+    plus_minus=" ± ",
+    heading=lambda text: f"## {text}",
+    table=_markdown_table,
+    notes=lambda lines: "\n".join(f"- {line}" for line in lines),
+)
+LATEX = Markup(
+    escape=_latex_escape,
+    bold=r"\textbf{{{}}}",
+    second=r"\underline{{{}}}",
+    mark="$^{{{}}}$",
+    plus_minus=r" $\pm$ ",
+    heading=lambda text: f"% needs \\usepackage{{booktabs}}\n\\subsection*{{{text}}}",
+    table=_latex_table,
+    notes=lambda lines: (
+        "{\\footnotesize\n" + "\n\n".join(rf"\noindent {line}" for line in lines) + "\n}"
+    ),
+)
+RICH = Markup(
+    escape=rich_escape,
+    bold="[bold]{}[/bold]",
+    second="[underline]{}[/underline]",
+    mark=r" \[{}]",
+    plus_minus=" ± ",
+    heading=str,
+    table=lambda caption, grid: "",
+    notes="\n".join,
+)
+
+
+def _csv(results: Sequence[Result], chosen: Sequence[str]) -> str:
+    """One line a record, full precision, every metric and cost; empty where not measured."""
+    out = io.StringIO()
+    lines = [_csv_line(result, chosen) for group in split(results) for result in group]
+    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _csv_line(result: Result, chosen: Sequence[str]) -> dict[str, object]:
+    """The columns of one record."""
+    spec, cost = result.spec, result.cost
+    return {
+        "solver": spec.solver.name,
+        "title": result.title,
+        "options": json.dumps(spec.solver.options, sort_keys=True),
+        "backbone": spec.backbone.name,
+        "backbone_options": json.dumps(spec.backbone.options, sort_keys=True),
+        "nfe": spec.nfe,
+        "seed": spec.seed,
+        "is_teacher": spec.is_teacher,
+        "status": result.status,
+        "reason": " ".join(result.reason.split()),
+        **{name: result.metrics.get(name, "") for name in chosen},
+        "nfe_measured": cost.nfe if cost else "",
+        **{
+            name: getattr(cost, name) if cost else "" for name in Cost.model_fields if name != "nfe"
+        },
+        "num_images": spec.evaluation.num_images,
+        "flags": " ".join(result.flags),
+        **{name: getattr(result.provenance, name) for name in ("device", "threads", "torch")},
+        "commit": result.provenance.commit,
+        "created": result.provenance.created,
+        "version": spec.version,
+        "key": spec.key(),
+    }
+
+
+FORMATS: dict[str, Callable[[Sequence[Result], Sequence[str]], str]] = {
+    "md": lambda results, chosen: _report(results, chosen, MARKDOWN),
+    "latex": lambda results, chosen: _report(results, chosen, LATEX),
+    "csv": _csv,
+}

@@ -1,0 +1,259 @@
+"""Records to typed tables: which rows, which columns, which cell is best. Nothing is rounded."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from solverbench.baselines.published import Published
+from solverbench.benchmark.results import Cost, MetricFacts, Result
+from solverbench.benchmark.spec import Model, RunSpec, Value
+
+COST_FIELDS: dict[str, Callable[[Cost], float]] = {
+    "s/image": lambda cost: cost.seconds_per_image,
+    "decode s/image": lambda cost: cost.decode_seconds_per_image,
+    "peak MiB": lambda cost: cost.peak_bytes / 2**20,
+    "NFE measured": lambda cost: cost.nfe,
+    "network rows": lambda cost: cost.network_rows,
+    "fit s": lambda cost: cost.fit_seconds,
+    "fit peak MiB": lambda cost: cost.fit_peak_bytes / 2**20,
+    "parameters": lambda cost: cost.num_parameters,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A solver at one NFE, all its training seeds together.
+
+    Attributes:
+        values: one for each seed that succeeded, full precision.
+        status: ``ok``, or the worst status if no seed has a value.
+        faults: ``status (seed 1): reason`` for each seed that did not succeed.
+        published: what a paper reports for this cell; None if nothing.
+        rank: 1 best and 2 second of the column; 0 else, and for the teacher.
+    """
+
+    values: tuple[float, ...]
+    status: str
+    faults: tuple[str, ...] = ()
+    published: Published | None = None
+    rank: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds; None if no seed has a value."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A solver with its options; ``cells`` by NFE."""
+
+    title: str
+    cells: dict[int, Cell]
+    is_teacher: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One metric of one group of records.
+
+    Attributes:
+        metric: plugin name.
+        facts: label, direction, decimals, convention.
+        nfes: columns, ascending; the teacher has none of its own.
+        rows: training-free solvers, learned ones, then the teacher.
+    """
+
+    metric: str
+    facts: MetricFacts
+    nfes: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def has_published(self) -> frozenset[int]:
+        """The columns with a published value."""
+        return frozenset(n for n in self.nfes if any(r.cells[n].published for r in self.students))
+
+    @property
+    def students(self) -> tuple[Row, ...]:
+        """All rows but the teacher's; each has a cell for every column, empty if never run."""
+        return tuple(row for row in self.rows if not row.is_teacher)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The records of one solver with its options, teacher or not, in one group."""
+
+    title: str
+    results: tuple[Result, ...]
+    is_teacher: bool
+
+    def at(self, nfe: int) -> tuple[Result, ...]:
+        """The records at one NFE, by seed."""
+        return tuple(r for r in self.results if r.spec.nfe == nfe)
+
+    @property
+    def nfes(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(sorted({r.spec.nfe for r in self.results}))
+
+
+def split(results: Iterable[Result]) -> list[tuple[Result, ...]]:
+    """Groups that may share a table: same protocol, backbone with options, teacher, evaluation.
+
+    Of two records of one cell the newer is kept. Groups are ordered by backbone and size.
+    """
+    newest: dict[str, Result] = {}
+    for result in sorted(results, key=lambda r: r.provenance.created):
+        newest[result.spec.key()] = result
+    groups: dict[str, list[Result]] = {}
+    for result in newest.values():
+        groups.setdefault(_shared(result.spec), []).append(result)
+    ordered = sorted(groups.values(), key=lambda group: _shared(group[0].spec))
+    return [tuple(sorted(group, key=_order)) for group in ordered]
+
+
+def series(group: Sequence[Result]) -> list[Series]:
+    """The rows of every table of a group: titles with what tells variants of a solver apart.
+
+    Raises:
+        ValueError: if the records may not share a table; ``split`` them first.
+    """
+    if len({_shared(r.spec) for r in group}) != 1:
+        raise ValueError("records of other protocols or backbones, or none at all; split() them")
+    variants: dict[tuple[bool, str], list[Result]] = {}
+    for result in sorted(group, key=_order):
+        spec = result.spec
+        variant = (spec.is_teacher, _text(spec.solver) + _text(spec.fit))
+        variants.setdefault(variant, []).append(result)
+    students = [tuple(rs) for (teacher, _), rs in variants.items() if not teacher]
+    rows = [Series(title, rs, False) for title, rs in zip(_titles(students), students, strict=True)]
+    for (teacher, _), found in variants.items():
+        if teacher:
+            title = f"Teacher ({_title(found)}, {found[0].spec.nfe} NFE)"
+            rows.append(Series(title, tuple(found), True))
+    return rows
+
+
+def metric_names(group: Iterable[Result]) -> list[str]:
+    """The metrics asked for or present, ``fd`` and ``fid`` first."""
+    names: dict[str, None] = {}
+    for result in group:
+        names |= dict.fromkeys(result.spec.evaluation.metrics) | dict.fromkeys(result.metrics)
+    return sorted(names, key=lambda name: name not in ("fd", "fid"))
+
+
+def build(results: Sequence[Result], metric: str, published: Sequence[Published] = ()) -> Table:
+    """The table of one metric.
+
+    Args:
+        results: one group of ``split``.
+        metric: plugin name.
+        published: values to set beside the reproduced ones where both are of the same backbone,
+            solver, NFE and metric, and no option known from the paper differs.
+
+    Raises:
+        ValueError: if the records may not share a table.
+    """
+    found = series(results)
+    nfes = sorted({n for s in found if not s.is_teacher for n in s.nfes})
+    rows = []
+    for s in found:
+        columns = s.nfes if s.is_teacher else nfes
+        cells = {n: _cell(s.at(n), metric, published) for n in columns}
+        rows.append(Row(s.title, cells, s.is_teacher))
+    facts = [r.metric_facts[metric] for r in results if metric in r.metric_facts]
+    about = facts[0] if facts else MetricFacts(label=metric, higher_is_better=False)
+    ranked = _rank(rows, nfes, about.higher_is_better)
+    return Table(metric, about, tuple(nfes), tuple(ranked))
+
+
+def _cell(found: Sequence[Result], metric: str, published: Sequence[Published]) -> Cell:
+    """One cell from the records of its seeds; none at all is an empty cell."""
+    if not found:
+        return Cell((), "")
+    values = tuple(r.metrics[metric] for r in found if r.status == "ok" and metric in r.metrics)
+    bad = [r for r in found if r.status != "ok"]
+    faults = tuple(f"{r.status} (seed {r.spec.seed}): {r.reason or 'no reason'}" for r in bad)
+    status = "ok" if values else min((r.status for r in bad), default="n/a")
+    paper = next((p for p in published if _matches(p, found[0], metric)), None)
+    return Cell(values, status, faults, paper)
+
+
+def _matches(paper: Published, result: Result, metric: str) -> bool:
+    """Whether a published value is of the same cell."""
+    spec, conventions = result.spec, result.conventions | result.spec.solver.options
+    same = (paper.backbone, paper.nfe, paper.metric) == (spec.backbone.name, spec.nfe, metric)
+    if "teacher" in paper.flags:
+        return same and spec.is_teacher
+    agrees = all(conventions.get(key, value) == value for key, value in paper.options.items())
+    return same and not spec.is_teacher and paper.solver == spec.solver.name and agrees
+
+
+def _rank(rows: Sequence[Row], nfes: Sequence[int], higher_is_better: bool) -> list[Row]:
+    """Mark best and second of each column; equal means share a rank."""
+    ranked = [replace(row, cells=dict(row.cells)) for row in rows]
+    students = [row for row in ranked if not row.is_teacher]
+    for nfe in nfes:
+        means = [m for row in students if (m := row.cells[nfe].mean) is not None]
+        best = sorted(set(means), reverse=higher_is_better)[:2] if len(means) > 1 else []
+        for row in students:
+            cell = row.cells[nfe]
+            if cell.mean in best:
+                row.cells[nfe] = replace(cell, rank=best.index(cell.mean) + 1)
+    return ranked
+
+
+def _shared(spec: RunSpec) -> str:
+    """What all rows of a table have in common, as text that sorts."""
+    parts = (spec.backbone, spec.teacher, spec.evaluation)
+    return f"{spec.version} " + " ".join(_text(part) for part in parts)
+
+
+def _order(result: Result) -> tuple[bool, str, str, int, int]:
+    """Training-free first, then by title; within a row by NFE and seed."""
+    spec = result.spec
+    solver = _text(spec.solver) + _text(spec.fit)
+    return spec.fit is not None, result.title.casefold(), solver, spec.nfe, spec.seed
+
+
+def _title(found: Sequence[Result]) -> str:
+    """The title of the first record that succeeded; a failed one may not know it."""
+    return next((r.title for r in found if r.status == "ok"), found[0].title)
+
+
+def _titles(variants: Sequence[Sequence[Result]]) -> list[str]:
+    """Titles of rows, with the settings in which rows of equal title differ."""
+    plain = [_title(found) for found in variants]
+    titles = []
+    for title, own in zip(plain, variants, strict=True):
+        rivals = [found for other, found in zip(plain, variants, strict=True) if other == title]
+        keys = dict.fromkeys(key for found in rivals for key in _asked(found[0].spec))
+        differ = [k for k in keys if len({_setting(found, k) for found in rivals}) > 1]
+        label = ", ".join(f"{key}={_setting(own, key)}" for key in differ)
+        titles.append(f"{title} [{label}]" if label else title)
+    return titles
+
+
+def _asked(spec: RunSpec) -> dict[str, Value]:
+    """What the spec says of the solver: name, options, budget."""
+    fit = spec.fit.model_dump() if spec.fit else {}
+    budget: dict[str, Value] = {f"fit.{key}": value for key, value in fit.items()}
+    return {"solver": spec.solver.name} | spec.solver.options | budget
+
+
+def _setting(found: Sequence[Result], key: str) -> str:
+    """A setting as asked for, or else as a record says that it was used."""
+    used = next((r.conventions[key] for r in found if key in r.conventions), "default")
+    return str(_asked(found[0].spec).get(key, used))
+
+
+def _text(model: Model | None) -> str:
+    """Canonical JSON: equal for equal settings, and it sorts."""
+    return json.dumps(model.model_dump(mode="json"), sort_keys=True) if model else ""

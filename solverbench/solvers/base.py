@@ -1,0 +1,333 @@
+"""What a solver is: ordinary arithmetic on a state, bound to a noise schedule and an NFE."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from solverbench.schedule import NoiseSchedule, Output, Prediction, TimeGrid, nodes
+
+if TYPE_CHECKING:
+    from solverbench.solvers.tableau import Tableau
+
+State = Tensor  # an image batch (B, C, H, W) or a coefficient row (N + 1,): both add and scale
+Network = Callable[[State, Tensor, Tensor], Prediction]  # (x, conversion time, network time)
+Conversion = Literal["node", "network"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a solver is bound to when it is made.
+
+    Attributes:
+        noise_schedule: frame and times.
+        nfe: network evaluations a sample.
+        output: what the network gives: ``x0``, ``eps`` or ``v``.
+    """
+
+    noise_schedule: NoiseSchedule
+    nfe: int
+    output: Output = "x0"
+
+    def __post_init__(self) -> None:
+        if self.nfe < 1:
+            raise ValueError(f"nfe must be at least 1; got {self.nfe}")
+
+
+class Solver(ABC):
+    """A method that turns noise into a sample with a fixed number of network calls.
+
+    A subclass writes ``integrate`` (or derives from ``MultistepSolver`` and writes ``update``).
+    It must be linear in the state and the predictions; then ``trace`` turns it into a ``Tableau``.
+    Arguments of ``__init__`` after ``setting`` are its options; they end in every record.
+
+    Attributes:
+        source: paper, with equation or algorithm.
+        title: name as papers write it.
+        conversion: which time turns noise into data predictions, the node's or the network's.
+        options: every option with its value, defaults included.
+        flags: what a reader of a table must know, for example ``afs``.
+    """
+
+    source: ClassVar[str]
+    title: ClassVar[str] = ""
+    conversion: Conversion = "node"
+    flags: tuple[str, ...] = ()
+    options: dict[str, Any]
+    setting: Setting
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the options, so that a record can hold them all."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        options = dict(list(bound.arguments.items())[2:])
+        object.__setattr__(self, "options", options)
+        return self
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        schedule: str | Sequence[float] = "logsnr",
+        t_min: float | None = None,
+        rho: float | None = None,
+    ) -> None:
+        """Bind to a setting.
+
+        Args:
+            setting: noise schedule, NFE, network output.
+            schedule: name of a time schedule, or the list of its N + 1 times.
+            t_min: last time; the noise schedule's own by default.
+            rho: exponent of the schedules that have one.
+        """
+        self.setting = setting
+        self._nodes = nodes(
+            setting.noise_schedule, self.num_steps(setting.nfe), schedule, t_min, rho
+        )
+
+    def num_steps(self, nfe: int) -> int:
+        """Steps that use ``nfe`` calls; ValueError where there is no such number."""
+        return nfe
+
+    def grid(self) -> TimeGrid:
+        """The time grid of this run."""
+        return self.setting.noise_schedule.grid(self._nodes)
+
+    def tableau(self) -> "Tableau":
+        """The solver as a table: ``integrate``, traced on coefficient rows; differentiable."""
+        from solverbench.solvers.tableau import trace
+
+        return trace(self)
+
+    @abstractmethod
+    def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
+        """Carry ``x`` from the first node to the last.
+
+        Args:
+            x: initial state, any shape.
+            grid: what ``grid()`` gave.
+            network: called as ``network(x, t_conversion, t_network)``; NFE times in all.
+
+        Returns:
+            The sample, shape of ``x``.
+        """
+
+
+class MultistepSolver(Solver):
+    """One call a step, formulas over the latest predictions; a subclass writes ``update``.
+
+    Attributes:
+        order: predictions used at most, the present one included.
+        prediction: what the history holds, ``x0`` or ``eps``.
+    """
+
+    order: ClassVar[int]
+    prediction: ClassVar[Literal["x0", "eps"]]
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        schedule: str | Sequence[float] = "logsnr",
+        t_min: float | None = None,
+        rho: float | None = None,
+        lower_order_final: bool = False,
+        afs: bool = False,
+    ) -> None:
+        """Bind to a setting.
+
+        Args:
+            setting: noise schedule, NFE, network output.
+            schedule: name of a time schedule, or the list of its N + 1 times.
+            t_min: last time; the noise schedule's own by default.
+            rho: exponent of the schedules that have one.
+            lower_order_final: fall to orders 2 and 1 in the last steps.
+            afs: analytical first step: the first prediction is a formula and costs no call, so N
+                calls make N + 1 steps. For noise predictions only.
+        """
+        if afs and self.prediction != "eps":
+            raise ValueError(f"{self.title or type(self).__name__} predicts data; afs needs noise")
+        self.lower_order_final, self.afs = lower_order_final, afs
+        self.flags = ("afs",) if afs else ()
+        super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho)
+
+    def num_steps(self, nfe: int) -> int:
+        """One call a step, none for an analytical first step."""
+        return nfe + 1 if self.afs else nfe
+
+    def order_at(self, i: int, num_steps: int) -> int:
+        """Predictions that step ``i`` uses: a low start and, if asked for, a low end."""
+        order = min(self.order, i + 1)
+        return min(order, num_steps - i) if self.lower_order_final else order
+
+    def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
+        """Call, remember, update, N times."""
+        history: list[State] = []
+        for i in range(grid.num_steps):
+            if self.afs and i == 0:
+                history.append(x / torch.hypot(grid.alpha[0], grid.sigma[0]))
+            else:
+                t_model = grid.t_eval[i]
+                t = grid.t[i] if self.conversion == "node" else t_model
+                predicted = network(x, t, t_model)
+                history.append(predicted.x0 if self.prediction == "x0" else predicted.eps)
+            history = history[-self.order :]
+            x = self.update(x, i, grid, history[-self.order_at(i, grid.num_steps) :])
+        return x
+
+    @abstractmethod
+    def update(self, x: State, i: int, grid: TimeGrid, history: Sequence[State]) -> State:
+        """One step.
+
+        Args:
+            x: state at node i, any shape.
+            i: step, 0 (noisiest) to N - 1.
+            grid: the time grid.
+            history: predictions to use, oldest first, at most ``order``; its length is the order
+                of this step.
+
+        Returns:
+            State at node i + 1.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Teacher pairs of one training step.
+
+    Attributes:
+        noise: unit-variance noise, (B, C, H, W).
+        target: the teacher's final state of the same noise, (B, C, H, W).
+        condition: what the network is conditioned on, or None.
+        rows: their places in the teacher set, (B,).
+    """
+
+    noise: Tensor
+    target: Tensor
+    condition: Any
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FitTask:
+    """What the harness hands to a learnable solver; everything in it is equal for all methods.
+
+    Attributes:
+        sample: ``sample(tableau, noise, condition)`` on the backbone, with gradients.
+        distance: ``distance(student, target)`` on final states, (B, C, H, W) twice to (B,).
+        lr: learning rate asked for.
+        clip: gradient norm asked for.
+        rng: generator of this run, for what a rule draws itself.
+    """
+
+    sample: Callable[[Any, Tensor, Any], Tensor]
+    distance: Callable[[Tensor, Tensor], Tensor]
+    lr: float
+    clip: float
+    rng: torch.Generator
+
+
+class TrainingRule(ABC):
+    """What happens to one batch: losses, optimisers and their state. The loop is the harness's."""
+
+    @abstractmethod
+    def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            batch: teacher pairs.
+            scale: factor on the learning rate at this iteration.
+
+        Returns:
+            What to log, () each, without gradients; ``loss`` is required. A step whose gradient
+            is not finite changes nothing and reports it as the loss.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the solver's own parameters, for a checkpoint."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from what ``state`` gave."""
+
+
+class LearnableSolver(Solver, nn.Module):
+    """A solver with parameters; they appear in ``grid`` and ``integrate`` as ordinary tensors."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        schedule: str | Sequence[float] = "logsnr",
+        t_min: float | None = None,
+        rho: float | None = None,
+    ) -> None:
+        """Bind to a setting; see ``Solver``."""
+        nn.Module.__init__(self)
+        Solver.__init__(self, setting, schedule=schedule, t_min=t_min, rho=rho)
+
+    def rule(self, task: FitTask) -> TrainingRule:
+        """How a batch trains this solver; plain distillation unless overridden."""
+        return Distillation(self, task)
+
+    def num_used(self) -> int:
+        """How many numbers training can change."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class Distillation(TrainingRule):
+    """Adam on the mean distance to the teacher's sample, gradients clipped by their global norm.
+
+    Args:
+        solver: whose parameters are trained.
+        task: from the harness.
+
+    Source: gs-gas.md section 8.4, steps 1, 2 and 6.
+    """
+
+    def __init__(self, solver: LearnableSolver, task: FitTask) -> None:
+        self.solver, self.task = solver, task
+        self.parameters = dict(solver.named_parameters())
+        self.optimiser = torch.optim.Adam(self.parameters.values(), lr=task.lr)
+
+    def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
+        """One Adam step on one batch."""
+        sample = self.task.sample(self.solver.tableau(), batch.noise, batch.condition)
+        loss = self.task.distance(sample, batch.target).mean()
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.task.clip)
+        if bool(torch.isfinite(norm)):
+            self.optimiser.param_groups[0]["lr"] = scale * self.task.lr
+            self.optimiser.step()
+            return {"loss": loss.detach(), "grad_norm": norm.detach()}
+        return {"loss": torch.full_like(loss.detach(), torch.nan), "grad_norm": norm.detach()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's moments."""
+        return {
+            f"{key}.{name}": value
+            for key, parameter in self.parameters.items()
+            for name, value in self.optimiser.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put Adam's moments back."""
+        for key, parameter in self.parameters.items():
+            names = [name for name in state if name.rpartition(".")[0] == key]
+            if names:
+                values = {name.rpartition(".")[2]: state[name].clone() for name in names}
+                self.optimiser.state[parameter] = values
+
+
+def choice(name: str, value: str, allowed: Iterable[str]) -> str:
+    """The value of an option with few allowed ones; ValueError otherwise."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    return value

@@ -1,0 +1,144 @@
+"""Generalized Solver: DPM-Solver++(3M) with learned times and corrections of every coefficient."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from solverbench.schedule import TimeGrid
+from solverbench.solvers.base import LearnableSolver, Network, Setting, State
+from solverbench.solvers.dpmpp import phis
+
+SQUEEZE = 1e-5  # keeps every factor of the stick-breaking inside (0, 1)
+
+
+class GS(LearnableSolver):
+    """Learns the nodes, the network times and corrections to a third-order multistep method.
+
+    Without corrections it is DPM-Solver++(3M) that does not lower its order at the end. The first
+    and the last node are fixed.
+
+    Attributes:
+        theta: logits of the interior nodes, (N - 1,); theta[0] sets the smallest.
+        xi: network time minus node, (N,).
+        c: corrections of lag i in row i - 1: of the coefficients of the newest prediction and of
+            the finite differences, then of plain predictions; (K, N).
+        a: corrections of the weights of states, lag i in row i - 1, (K, N).
+
+    Source: GAS (arXiv 2510.17699), algorithm 1 and eq. 14, as the authors' code computes them.
+    Differs from the paper: the stick is broken from the data end.
+    """
+
+    source = "GAS (arXiv 2510.17699), algorithm 1"
+    title = "GS"
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        schedule: str | Sequence[float] = "time-uniform",
+        t_min: float | None = None,
+        rho: float | None = None,
+        history: int | None = None,
+    ) -> None:
+        """Bind to a setting.
+
+        Args:
+            setting: noise schedule, NFE, network output.
+            schedule: initial time schedule, or the list of its N + 1 times.
+            t_min: last time; the noise schedule's own by default.
+            rho: exponent of the schedules that have one.
+            history: K, states and predictions kept, at most; NFE by default.
+        """
+        super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho)
+        num = setting.nfe
+        if history is not None and history < 1:
+            raise ValueError(f"history must be at least 1; got {history}")
+        self.kept = min(history or num, num)
+        self.theta = nn.Parameter(stick_logits(self._nodes))
+        self.xi = nn.Parameter(torch.zeros(num, dtype=torch.float64))
+        self.c = nn.Parameter(torch.zeros(self.kept, num, dtype=torch.float64))
+        self.a = nn.Parameter(torch.zeros(self.kept, num, dtype=torch.float64))
+
+    def num_used(self) -> int:
+        """Entries of lag i count from step i - 1 on, where there is such a past."""
+        lags = sum(min(n + 1, self.kept) for n in range(self.setting.nfe))
+        return len(self.theta) + len(self.xi) + 2 * lags
+
+    def grid(self) -> TimeGrid:
+        """Nodes by stick-breaking between the fixed ends; network times shifted by ``xi``."""
+        t = stick_nodes(self.theta, self._nodes[0], self._nodes[-1])
+        return self.setting.noise_schedule.grid(t, t[:-1] + self.xi)
+
+    def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
+        """Call, remember state and prediction, step; N times."""
+        xs: list[State] = []
+        ms: list[State] = []
+        h, weights = grid.lam.diff(), self._weights(grid)
+        a, c = ([row.unbind() for row in table] for table in (self.a, self.c))
+        for n in range(grid.num_steps):
+            m = network(x, grid.t[n], grid.t_eval[n]).x0
+            xs, ms = [x, *xs][: self.kept], [m, *ms][: self.kept]  # newest first: lag i at i - 1
+            x = weights["x"][n] * xs[0] - weights["m"][n] * ms[0]
+            if len(ms) > 1:
+                r0 = h[n - 1] / h[n]
+                D10 = (ms[0] - ms[1]) / r0
+            if len(ms) == 2:
+                x = x - weights["D10"][n] * D10
+            if len(ms) > 2:
+                r1 = h[n - 2] / h[n]
+                D11 = (ms[1] - ms[2]) / r1
+                D1 = D10 + r0 / (r0 + r1) * (D10 - D11)
+                D2 = (D10 - D11) / (r0 + r1)
+                x = x + weights["D1"][n] * D1 - weights["D2"][n] * D2
+            for i in range(3, len(ms)):
+                x = x + c[i][n] * ms[i]
+            for i in range(1, len(xs)):
+                x = x + a[i][n] * xs[i]
+        return x
+
+    def _weights(self, grid: TimeGrid) -> dict[str, Sequence[Tensor]]:
+        """Theory plus correction, a number a step."""
+        alpha, sigma = grid.alpha[1:], grid.sigma
+        f1, f2, f3 = phis(grid.lam.diff())
+        table = {
+            "x": sigma[1:] / sigma[:-1] + self.a[0],
+            "m": alpha * f1 + self.c[0],
+        }
+        if self.kept > 1:
+            table["D10"] = alpha * f1 / 2 + self.c[1]
+            table["D1"] = alpha * f2 + self.c[1]
+        if self.kept > 2:
+            table["D2"] = alpha * f3 + self.c[2]
+        return {key: value.unbind() for key, value in table.items()}
+
+
+def stick_nodes(theta: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Nodes by stick-breaking.
+
+    Args:
+        theta: logits, (N - 1,); theta[0] sets the smallest interior node.
+        start: first node T, ().
+        end: last node eps, ().
+
+    Returns:
+        (N + 1,), decreasing, from ``start`` to ``end``.
+
+    Source: gs-gas.md section 4, after the authors' code.
+    """
+    share = 1 - torch.cumprod(SQUEEZE + (1 - 2 * SQUEEZE) * torch.sigmoid(theta), dim=0)
+    inner = end + (start - end) * share
+    return torch.cat([end[None], inner, start[None]]).flip(0)
+
+
+def stick_logits(t: Tensor) -> Tensor:
+    """The logits whose nodes are ``t`` (N + 1,), decreasing: (N - 1,).
+
+    Raises:
+        ValueError: where two nodes are too close for the parametrisation.
+    """
+    left = (t[0] - t[1:].flip(0)) / (t[0] - t[-1])  # 1, then what remains of the stick
+    share = (left[1:] / left[:-1] - SQUEEZE) / (1 - 2 * SQUEEZE)
+    if bool(((share <= 0) | (share >= 1)).any()):
+        raise ValueError("the initial grid has nodes too close together for gs; use fewer steps")
+    return torch.logit(share)

@@ -1,0 +1,142 @@
+"""Text from records: rounded once, escaped, complete."""
+
+import csv
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from solverbench.benchmark.results import Result
+from solverbench.errors import SolverBenchError
+from solverbench.leaderboards.render import console, render
+
+Make = Callable[..., Result]
+
+
+def test_markdown_shows_spread_rank_status_and_teacher(group: list[Result]) -> None:
+    text = render(group, "md")
+    assert "## cifar16, 2000 samples, protocol 1" in text
+    assert "### FD[cifar16] (lower is better)" in text
+    assert "| solver | NFE 4 | NFE 6 |" in text
+    assert "| DDIM | 50.00 | <ins>30.00</ins> |" in text
+    assert "| UniPC (3M) | <ins>13.00</ins> | **7.12** |" in text
+    assert "| GS | **7.05 ± 0.07** | failed [1] |" in text
+    assert "| Teacher (UniPC (3M), 20 NFE) | 6.15 |  |" in text
+
+
+def test_markdown_escapes_what_would_break_a_table(group: list[Result]) -> None:
+    assert r"- [1] GS, NFE 6: failed (seed 0): loss is not finite \| at iteration 12." in render(
+        group, "md"
+    )
+
+
+def test_notes_say_what_a_reader_must_know(group: list[Result]) -> None:
+    text = render(group, "md")
+    for part in (
+        "2000 a cell, seeds 50000 to 51999",
+        "FD[cifar16]: moments to the data.",
+        "training seeds 0, 1; 12.5 to 12.5 s a cell",
+        "sample standard deviation",
+        "cpu, 1 thread(s) with solverbench 0.1.0, Python 3.11, torch 2.11; commit abc; 2026-11-20",
+    ):
+        assert part in text
+
+
+def test_costs_are_one_line_a_cell(group: list[Result]) -> None:
+    text = render(group, "md")
+    assert "| GS | 4 | 0.00123 | 0 | 3 | 4 | 4 | 12.5 | 0 | 35 |" in text
+    assert "| GS | 6 |  |  |  |  |  |  |  |  |" in text
+
+
+def test_times_of_two_machines_are_not_averaged(make: Make) -> None:
+    results = [make("gs", 4, {"fd": 1.0}), make("gs", 4, {"fd": 1.0}, seed=1, device="H200")]
+    text = render(results, "md")
+    assert "cpu, 1 thread(s), torch 2.11 |" in text
+    assert "H200, 1 thread(s), torch 2.11 |" in text
+
+
+def test_rows_with_other_weights_are_warned_of(make: Make) -> None:
+    one, two = make("ddim", 4, {"fd": 1.0}), make("gs", 4, {"fd": 1.0})
+    new = one.provenance.model_copy(update={"weights_sha256": "a" * 64})
+    old = two.provenance.model_copy(update={"weights_sha256": "b" * 64})
+    one = one.model_copy(update={"provenance": new})
+    two = two.model_copy(update={"provenance": old})
+    assert "aaaaaaaaaaaa, bbbbbbbbbbbb. Rows differ in them" in render([one, two], "md")
+
+
+def test_the_paper_has_a_column_of_its_own(make: Make) -> None:
+    results = [
+        make("gs", 4, {"fid": 4.567}, backbone="edm-cifar10"),
+        make("ddim", 4, {"fid": 60.0}, backbone="edm-cifar10"),
+        make("teacher", 20, {"fid": 2.1}, backbone="edm-cifar10"),
+    ]
+    text = render(results, "md", ["fid"])
+    assert "| solver | NFE 4 | paper |" in text
+    assert "| GS | **4.57** | 4.41 |" in text
+    assert "| DDIM | <ins>60.00</ins> |  |" in text
+    assert "| 2.10 (paper 2.03) |" in text
+    assert "quoted from arXiv 2510.17699 Table 2a (50000 samples), not measured here" in text
+
+
+def test_latex_is_booktabs_with_every_special_character_escaped(make: Make) -> None:
+    results = [
+        make("ddim", 4, {"fd": 1.0}, options={"a_b": "50%"}),
+        make("ddim", 4, {"fd": 2.0}, options={"a_b": "x&y"}),
+        make("gs", 4, reason="path C:\\tmp {x} #1 $2 ~3 ^4 <5>"),
+    ]
+    text = render(results, "latex")
+    assert r"DDIM [a\_b=50\%] & \textbf{1.00} \\" in text
+    assert r"DDIM [a\_b=x\&y] & \underline{2.00} \\" in text
+    assert r"GS & failed$^{1}$ \\" in text
+    assert (
+        r"C:\textbackslash{}tmp \{x\} \#1 \$2 \textasciitilde{}3 \textasciicircum{}4 "
+        r"\textless{}5\textgreater{}" in text
+    )
+    assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 2
+
+
+def test_csv_is_long_and_keeps_full_precision(group: list[Result]) -> None:
+    lines = list(csv.DictReader(io.StringIO(render(group, "csv"))))
+    assert len(lines) == len(group)
+    by_cell = {(line["solver"], line["nfe"], line["seed"]): line for line in lines}
+    good = by_cell["unipc-3", "6", "0"]
+    assert (good["fd"], good["seconds_per_image"]) == ("7.123456789", "0.00123456")
+    bad = by_cell["gs", "6", "0"]
+    assert (bad["status"], bad["fd"], bad["peak_bytes"]) == ("failed", "", "")
+    assert bad["reason"] == "loss is not finite | at iteration 12"
+    assert {line["key"] for line in lines} == {r.spec.key() for r in group}
+
+
+@pytest.mark.parametrize("fmt", ["md", "latex", "csv"])
+def test_the_order_of_records_changes_nothing(group: list[Result], fmt: str) -> None:
+    assert render(group, fmt) == render(group[::-1], fmt)
+
+
+def test_groups_have_tables_of_their_own(make: Make) -> None:
+    text = render([make("ddim", 4, {"fd": 1.0}), make("ddim", 4, {"fd": 2.0}, version=2)], "md")
+    assert text.count("## cifar16") == 2
+    assert "protocol 2" in text
+
+
+def test_the_teacher_alone_is_a_table(make: Make) -> None:
+    assert "| Teacher (UniPC (3M), 20 NFE) | 6.15 |" in render(
+        [make("teacher", 20, {"fd": 6.15})], "md"
+    )
+
+
+def test_the_terminal_shows_every_row_and_fault(group: list[Result]) -> None:
+    screen = Console(width=120, record=True, file=io.StringIO())
+    screen.print(console(group))
+    text = screen.export_text()
+    for part in ("FD[cifar16]", "7.05 ± 0.07", "failed [1]", "[1] GS, NFE 6: failed", "Teacher"):
+        assert part in text
+
+
+def test_wishes_that_cannot_be_met_are_one_line(group: list[Result]) -> None:
+    with pytest.raises(SolverBenchError, match="unknown format 'markdown'"):
+        render(group, "markdown")
+    with pytest.raises(SolverBenchError, match="unknown metric 'fdd'; did you mean 'fd'"):
+        render(group, "md", ["fdd"])
+    with pytest.raises(SolverBenchError, match="no records"):
+        render([], "md")
