@@ -62,7 +62,7 @@ class NoiseSchedule(ABC):
         return self.log_alpha(t) - self.sigma(t).log()
 
     def shat(self, t: Time) -> Tensor:
-        """sigma / alpha, the noise level of EDM."""
+        """Sigma / alpha, the noise level of EDM."""
         return torch.exp(-self.lam(t))
 
     def grid(self, t: Tensor, t_eval: Tensor | None = None) -> "TimeGrid":
@@ -276,7 +276,7 @@ class Prediction:
         if self.output == "eps":
             return self.raw
         if self.output == "v":
-            return alpha * self.raw + sigma * self.x
+            return (alpha * self.raw + sigma * self.x) / (alpha**2 + sigma**2)
         return (self.x - alpha * self.raw) / sigma
 
     @property
@@ -286,7 +286,7 @@ class Prediction:
         if self.convert is None and self.output == "x0":
             return self.raw
         if self.convert is None and self.output == "v":
-            return alpha * self.x - sigma * self.raw
+            return (alpha * self.x - sigma * self.raw) / (alpha**2 + sigma**2)
         return (self.x - sigma * self.eps) / alpha
 
 
@@ -305,7 +305,7 @@ def _time_quadratic_shifted(schedule: NoiseSchedule, ends: Ends, rho: float) -> 
 
 def _time_quadratic_sqrt(schedule: NoiseSchedule, ends: Ends, rho: float) -> Tensor:
     start, end, num = ends
-    return (start**0.5 + (end**0.5 - start**0.5) * _fractions(num)) ** 2
+    return (math.sqrt(start) + (math.sqrt(end) - math.sqrt(start)) * _fractions(num)) ** 2
 
 
 def _logsnr(schedule: NoiseSchedule, ends: Ends, rho: float) -> Tensor:

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-GITS_SD = {  # iPNDM, by number of steps
+Lists = dict[int, tuple[float, ...]]
+
+GITS_SD: Lists = {  # iPNDM, by number of steps
     3: (14.6146, 1.7083, 0.532, 0.0292),
     4: (14.6146, 3.1131, 1.0421, 0.3811, 0.0292),
     5: (14.6146, 4.39, 1.5286, 0.6526, 0.2667, 0.0292),
@@ -17,14 +19,14 @@ GITS_SD = {  # iPNDM, by number of steps
         *(0.7391, 0.4936, 0.3437, 0.2255, 0.1258, 0.0292),
     ),
 }
-GITS_CIFAR10 = {6: (80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002)}
-AYS_SD15 = {
+GITS_CIFAR10: Lists = {6: (80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002)}
+AYS_SD15: Lists = {
     10: (
         *(14.6146412293, 6.4745760956, 3.8636745985, 2.694615152, 1.8841921177, 1.3943805092),
         *(0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582),
     )
 }
-AYS_SDXL = {
+AYS_SDXL: Lists = {
     10: (
         *(14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141),
         *(0.5550693289, 0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582),
@@ -32,7 +34,7 @@ AYS_SDXL = {
 }
 
 # name: (lists by number of steps, whether other lengths are interpolated, source)
-STORED_SIGMAS: dict[str, tuple[dict[int, tuple[float, ...]], bool, str]] = {
+STORED_SIGMAS: dict[str, tuple[Lists, bool, str]] = {
     "gits-sd": (GITS_SD, False, "Chen et al. (2024), GITS, Stable Diffusion with iPNDM"),
     "gits-cifar10": (GITS_CIFAR10, False, "Chen et al. (2024), GITS, CIFAR10 with iPNDM"),
     "ays-sd15": (AYS_SD15, True, "Sabour et al. (2024), Align Your Steps, Stable Diffusion 1.5"),

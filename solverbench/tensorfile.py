@@ -37,6 +37,8 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         SolverBenchError: for a missing, torn or foreign file, one of another version, or one whose
             checksum does not fit; one line that names the file.
     """
+    if not path.is_file():
+        raise SolverBenchError(f"{path} is missing: a {form} file belongs there")
     try:
         with safe_open(path, "pt") as file:
             head = file.metadata() or {}

@@ -1,22 +1,20 @@
 """The recipe that makes the embedded feature extractors and their reference statistics."""
 
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from solverbench import tensorfile
 from solverbench.backbones.datasets import Images
 from solverbench.backbones.extractor import (
-    SCHEMA,
+    FORMAT,
     Classifier,
     Shape,
     digest_of,
@@ -121,7 +119,6 @@ def train_extractor(
             if role == "metric" or key.startswith("trunk."):
                 tensors[f"{role}.{key}"] = value.half()
     facts = {
-        "schema": SCHEMA,
         "name": name,
         "side": images.pixels.shape[-1],
         "networks": networks,
@@ -237,7 +234,6 @@ def make_reference(
         "rows": rows["embedding"][order[:NUM_ROWS]].half(),
     }
     facts = {
-        "schema": SCHEMA,
         "name": name,
         "num_images": embedding.num,
         "extractor": digest_of(network),
@@ -248,8 +244,5 @@ def make_reference(
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Store a weight or reference file, aside first and then renamed."""
-    aside = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_bytes(save(tensors, {"solverbench": json.dumps(facts, sort_keys=True)}))
-    os.replace(aside, path)
+    """Store a weight or reference file."""
+    tensorfile.write(path, FORMAT, tensors, facts)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from solverbench.errors import SolverBenchError
 
-CIFAR_CLASSES = (
-    "airplane automobile bird cat deer dog frog horse ship truck".split()  # label order
+CIFAR_CLASSES = (  # in label order
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
 )
 
 
@@ -39,7 +40,7 @@ class Images:
 
 
 def digits(path: Path | None = None) -> Images:
-    """The 1,797 digits (8 x 8, grey levels 0 .. 16 scaled to 0 .. 255) that scikit-learn carries."""
+    """The 1,797 digits (8 x 8, grey levels 0 .. 16 scaled to 0 .. 255) of scikit-learn."""
     if path is not None:
         raise SolverBenchError("digits come with scikit-learn; leave --data away.")
     try:
@@ -68,7 +69,7 @@ def cifar16(path: Path | None = None) -> Images:
     """
     if path is None:
         raise SolverBenchError(
-            "cifar16 needs images: --data with a tar or folder of train/<class>/* and test/<class>/*"
+            "cifar16 needs images: --data, a tar or folder with train/<class>/* and test/<class>/*"
         )
     parts: dict[str, list[tuple[str, int, np.ndarray]]] = {"train": [], "test": []}
     for name, data in members(path):
@@ -95,9 +96,9 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
     elif path.is_file() and tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             for member in archive:
-                file = archive.extractfile(member)
-                if file is not None:
-                    yield member.name, file.read()
+                stream = archive.extractfile(member)
+                if stream is not None:
+                    yield member.name, stream.read()
     else:
         raise SolverBenchError(f"{path} is neither a folder nor a tar of images.")
 

@@ -1,19 +1,17 @@
 """The backbones that ship with the package: small EDM denoisers, trained by our own recipe."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from solverbench import tensorfile
 from solverbench.backbones.base import Backbone, Condition
 from solverbench.backbones.pretraining import WEIGHTS_FORMAT, build
 from solverbench.backbones.unet import EdmDenoiser
-from solverbench.errors import SolverBenchError
 from solverbench.schedule import VPLinear
 
 FOLDER = Path(__file__).parent / "weights"
@@ -102,15 +100,7 @@ def load_denoiser(path: Path) -> tuple[EdmDenoiser, dict[str, Any]]:
     Raises:
         SolverBenchError: for a missing, torn or foreign file.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            head = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise SolverBenchError(f"{path} is not a readable weights file: {error}") from error
-    if head.get("format") != WEIGHTS_FORMAT:
-        raise SolverBenchError(f"{path} holds no denoiser of 'solverbench backbone train'.")
-    facts = json.loads(head["facts"])
+    tensors, facts = tensorfile.read(path, WEIGHTS_FORMAT)
     model = build(facts["network"])
-    model.load_state_dict(tensors)
+    model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval().requires_grad_(False), facts

@@ -1,22 +1,21 @@
 """The embedded feature extractors: small classifiers of the images the embedded backbones model."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from solverbench import tensorfile
 from solverbench.errors import SolverBenchError
 from solverbench.images import Extractor, Features, Moments, Reference
 
 WEIGHTS = Path(__file__).with_name("weights")
-SCHEMA = 1  # of both weight files
+FORMAT = "solverbench-extractor-1"  # of both weight files
 NUM_EMBEDDING = 64
 BLOCK = 256  # images through the network at once; fixed, since rounding depends on it
 
@@ -132,12 +131,12 @@ class EmbeddedExtractor(Extractor):
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Recipe, accuracy and data source of the weights."""
-        return read(self._paths[0])[1]
+        return tensorfile.read(self._paths[0], FORMAT)[1]
 
     @cached_property
     def network(self) -> Classifier:
         """The metric network, frozen."""
-        tensors, facts = read(self._paths[0])
+        tensors, facts = tensorfile.read(self._paths[0], FORMAT)
         return metric_network(tensors, facts)
 
     def extract(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -156,7 +155,7 @@ class EmbeddedExtractor(Extractor):
         The rows are rounded to float16 and carry no texture.
         """
         path = self._paths[1]
-        tensors, facts = read(path)
+        tensors, facts = tensorfile.read(path, FORMAT)
         if facts["extractor"] != digest_of(self.network):
             raise SolverBenchError(
                 f"{path} belongs to other weights than {self._paths[0].name}; reinstall solverbench"
@@ -174,7 +173,7 @@ class EmbeddedExtractor(Extractor):
 
     def perceptual(self) -> Trunk:
         """The network for training distances, frozen; a fresh copy that may change device."""
-        tensors, facts = read(self._paths[0])
+        tensors, facts = tensorfile.read(self._paths[0], FORMAT)
         trunk = Trunk(**facts["networks"]["perceptual"])
         trunk.load_state_dict(part(tensors, "perceptual.trunk."))
         return trunk.eval().requires_grad_(False)
@@ -215,24 +214,6 @@ def features_of(network: Classifier, pixels: Tensor) -> dict[str, Tensor]:
 def scaled(pixels: Tensor) -> Tensor:
     """Map 0 .. 255 to [-1, 1], float32."""
     return pixels.float() / 127.5 - 1
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a weight file.
-
-    Raises:
-        SolverBenchError: where it is missing or of another schema.
-    """
-    if not path.is_file():
-        raise SolverBenchError(f"{path} is missing; reinstall solverbench or train it anew.")
-    with safe_open(path, "pt") as file:
-        facts = json.loads((file.metadata() or {}).get("solverbench", "{}"))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if facts.get("schema") != SCHEMA:
-        raise SolverBenchError(
-            f"{path} has schema {facts.get('schema')}, this version reads {SCHEMA}; train it anew."
-        )
-    return tensors, facts
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

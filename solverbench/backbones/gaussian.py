@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from solverbench.backbones.base import Backbone, Condition
 from solverbench.schedule import VE, NoiseSchedule, VPDiscrete, VPLinear
 
+
 class MixtureDenoiser(nn.Module):
     """Ideal denoiser of sum_k w_k N(mu_k, s_k^2 I), jointly over all dimensions.
 
@@ -69,7 +70,7 @@ class Gaussian(Backbone):
 
     name = "gaussian"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the options of a mixture)
         self,
         *,
         means: Sequence[object] | Tensor | None = None,

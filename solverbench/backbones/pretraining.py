@@ -2,17 +2,16 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from solverbench import tensorfile
 from solverbench.backbones.unet import EdmDenoiser, UNet
 from solverbench.errors import SolverBenchError
 
@@ -33,7 +32,7 @@ class Pretraining:
         bfloat16: autocast of the network in training.
     """
 
-    network: dict[str, object]
+    network: dict[str, Any]
     num_images: int
     batch: int = 128
     lr: float = 1e-3
@@ -56,13 +55,14 @@ class Pretraining:
 
 
 WEIGHTS_FORMAT = "solverbench-denoiser-1"
+CHECKPOINT_FORMAT = "solverbench-pretraining-1"
 
 Report = Callable[[int, float], None]  # images seen, mean loss since the last report
 
 
-def build(network: dict[str, object]) -> EdmDenoiser:
+def build(network: dict[str, Any]) -> EdmDenoiser:
     """The untrained denoiser of a recipe."""
-    return EdmDenoiser(UNet(**network))  # type: ignore[arg-type]
+    return EdmDenoiser(UNet(**network))
 
 
 def noise_levels(num: int, rng: torch.Generator) -> Tensor:
@@ -103,6 +103,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=recipe.lr, weight_decay=0.0, fused=True
         )
+        self.num_classes = recipe.network.get("num_classes", 0)
         self.step = 0
         self.seconds = 0.0
 
@@ -119,16 +120,16 @@ class Trainer:
         rows = torch.randint(len(self.labels), (self.recipe.batch,), generator=rng)
         x0 = self.pixels[rows].float() / 127.5 - 1
         labels = None
-        if self.model.network.labels is not None:
-            null = self.model.network.labels.num_embeddings - 1
+        if self.num_classes:
             dropped = torch.rand(len(rows), generator=rng) < self.recipe.label_dropout
-            labels = torch.where(dropped, null, self.labels[rows])
+            labels = torch.where(dropped, self.num_classes, self.labels[rows])
         sigma = noise_levels(len(rows), rng)
         x = x0 + sigma[:, None, None, None] * torch.randn(x0.shape, generator=rng)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.recipe.bfloat16):
             denoised = self.model(x, sigma, labels)
         weight = (sigma**2 + self.model.sigma_data**2) / (sigma * self.model.sigma_data) ** 2
-        return (weight[:, None, None, None] * (denoised.float() - x0) ** 2).mean()
+        error = (denoised.float() - x0) ** 2
+        return torch.mean(weight[:, None, None, None] * error)
 
     def advance(self) -> Tensor:
         """One step; returns the loss, ()."""
@@ -142,8 +143,8 @@ class Trainer:
         self.step += 1
         keep = 0.5 ** (self.recipe.batch / min(self.recipe.half_life, 0.05 * self.seen))
         with torch.no_grad():
-            average, now = list(self.average.values()), list(self.parameters.values())
-            torch._foreach_lerp_(average, now, 1 - keep)
+            now: list[Tensor] = list(self.parameters.values())
+            torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
         return loss.detach()
 
     def run(self, path: Path, report: Report, every: float = 60.0) -> None:
@@ -160,17 +161,14 @@ class Trainer:
                 saved, losses = now, []
 
     def save(self, path: Path) -> None:
-        """Write the whole state, aside first and then renamed."""
+        """Write the whole state."""
         tensors = {f"model.{k}": p.detach() for k, p in self.parameters.items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for key, parameter in self.parameters.items():
             for name, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"{name}.{key}"] = value
         facts = {"step": self.step, "seconds": self.seconds, "recipe": asdict(self.recipe)}
-        aside = path.with_name(path.name + ".tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, {"pretraining": json.dumps(facts)})
-        os.replace(aside, path)
+        tensorfile.write(path, CHECKPOINT_FORMAT, tensors, facts)
 
     def load(self, path: Path) -> None:
         """Continue from a file that ``save`` wrote.
@@ -179,16 +177,16 @@ class Trainer:
             SolverBenchError: where it belongs to another recipe. The number of images alone may
                 change, and only while both runs are still on the plateau of the learning rate.
         """
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["pretraining"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, facts = tensorfile.read(path, CHECKPOINT_FORMAT)
         ours, theirs = json.loads(json.dumps(asdict(self.recipe))), facts["recipe"]
         shorter = min(self.recipe.num_images, theirs["num_images"])
         on_plateau = facts["step"] * self.recipe.batch <= (1 - self.recipe.decay) * shorter
         if ours | {"num_images": 0} != theirs | {"num_images": 0} or not (
             ours == theirs or on_plateau
         ):
-            raise SolverBenchError(f"{path} belongs to another recipe; remove it or use its options.")
+            raise SolverBenchError(
+                f"{path} belongs to another recipe; remove it or use its options."
+            )
         self.step, self.seconds = facts["step"], facts["seconds"]
         for key, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"model.{key}"])
@@ -197,17 +195,20 @@ class Trainer:
                 name: tensors[f"{name}.{key}"] for name in ("step", "exp_avg", "exp_avg_sq")
             }
 
-    def export(self, path: Path, facts: dict[str, object]) -> None:
-        """Write the averaged weights in half precision, aside first and then renamed.
+    def export(self, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write the averaged weights in half precision.
 
         Args:
             path: safetensors file.
             facts: what to say of them beside the recipe (data, loss, ...).
+
+        Returns:
+            All facts in the file.
         """
         recipe = asdict(self.recipe)
         facts = {"network": recipe["network"], "recipe": recipe, "images": self.seen} | facts
         facts["core_seconds"] = round(self.seconds)
-        head = {"format": WEIGHTS_FORMAT, "facts": json.dumps(facts)}
-        aside = path.with_name(path.name + ".tmp")
-        save_file({k: v.half() for k, v in self.average.items()}, aside, head)
-        os.replace(aside, path)
+        facts["num_parameters"] = sum(value.numel() for value in self.average.values())
+        half = {key: value.half() for key, value in self.average.items()}
+        tensorfile.write(path, WEIGHTS_FORMAT, half, facts)
+        return facts

@@ -49,8 +49,8 @@ class ResidualBlock(nn.Module):
         y = self.conv1(functional.silu(self.norm1(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         y = functional.silu(torch.addcmul(shift, self.norm2(y), 1 + scale))
-        y: Tensor = self.attention((self.skip(x) + self.conv2(y)) * SKIP)
-        return y
+        out: Tensor = self.attention((self.skip(x) + self.conv2(y)) * SKIP)
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -67,7 +67,8 @@ class SelfAttention(nn.Module):
         """Map (B, C, H, W) to the same shape."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
         y = functional.scaled_dot_product_attention(q, k, v)
-        return SKIP * (x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:])))
+        z: Tensor = SKIP * (x + self.out(y.transpose(1, 2).reshape(x.shape)))
+        return z
 
 
 class UNet(nn.Module):
@@ -124,10 +125,9 @@ class UNet(nn.Module):
                 now = m * width
             if level:
                 self.decoder.append(nn.Upsample(scale_factor=2, mode="nearest"))
-        self.last = nn.Sequential(
-            nn.GroupNorm(now // 8, now), nn.SiLU(), nn.Conv2d(now, num_channels, 3, padding=1)
-        )
-        nn.init.zeros_(self.last[2].weight)
+        final = nn.Conv2d(now, num_channels, 3, padding=1)
+        nn.init.zeros_(final.weight)
+        self.last = nn.Sequential(nn.GroupNorm(now // 8, now), nn.SiLU(), final)
 
     def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map (B, C, H, W), (B,) and int64 labels (B,) to (B, C, H, W)."""
@@ -183,4 +183,5 @@ class EdmDenoiser(nn.Module):
         scaled = (x / total.sqrt()).to(own)
         output = self.network(scaled, noise_level.to(own), labels).to(x.dtype)
         skip, scale = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
-        return skip * x + scale * output
+        denoised: Tensor = skip * x + scale * output
+        return denoised

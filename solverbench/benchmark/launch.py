@@ -19,7 +19,7 @@ from solverbench.errors import SolverBenchError
 BACKWARD_COST = 2.5  # of a network call with gradients, in forward calls; for ordering and bars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """What one process does.
 
@@ -42,7 +42,7 @@ class Event:
 
     Attributes:
         job: which.
-        stage: what it does now; ``start``, ``done`` and ``failed`` mark its ends.
+        stage: what it does now; ``queued``, ``start``, ``done`` and ``failed`` are its marks.
         share: of the job that is done, 0 to 1.
         reason: why it failed.
     """
@@ -83,8 +83,9 @@ def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
         if spec.fit is not None:
             seeds = fit_seeds(spec)
             size = spec.teacher.nfe * sum(len(s) for s in seeds)
-            key = ("train", *teacher, seeds)
-            parts.setdefault(key, Job("train", spec, size, "teacher, training set"))
+            parts.setdefault(
+                ("train", *teacher, seeds), Job("train", spec, size, "teacher, training set")
+            )
         if not spec.is_teacher:
             size = spec.teacher.nfe * spec.evaluation.num_images
             key = ("evaluation", *teacher, spec.evaluation.model_dump_json())
@@ -119,6 +120,8 @@ def run_all(
     """
     check_writable(root)
     parts, cells = plan(specs, root)
+    for job in parts + cells:
+        listen(Event(job, "queued", 0.0))
     broken = _run_jobs(parts, root, num_workers, listen)
     if broken:
         raise SolverBenchError("; ".join(f"{job.title}: {why}" for job, why in broken))
@@ -181,7 +184,8 @@ def _attend(job: Job, root: Path, threads: int, events: "queue.Queue[Event]") ->
         text=True,
         env=env,
     )
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin is not None
+    assert process.stdout is not None
     _PROCESSES.alive.add(process)
     events.put(Event(job, "start", 0.0))
     order = {"kind": job.kind, "root": str(root), "threads": threads}

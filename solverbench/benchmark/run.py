@@ -68,7 +68,9 @@ class Run:
         for name in evaluation.metrics:
             registry.metrics.get(name)
         if evaluation.num_images < 2:
-            raise SolverBenchError(f"num_images is {evaluation.num_images}; metrics need at least 2")
+            raise SolverBenchError(
+                f"num_images is {evaluation.num_images}; metrics need at least 2"
+            )
         if self.spec.fit is not None:
             registry.distances.get(self.spec.fit.distance)
 
@@ -117,9 +119,7 @@ class Run:
         )
         key = digest(spec.backbone, spec.teacher, seeds[0], seeds[-1], batch)
         folder = self.root / "teachers" / f"{spec.backbone.name}-{seeds[0]:05d}-{key}"
-        return sample_seeds(
-            folder, backbone, teacher.tableau(), seeds, batch, self._stage(stage)
-        )
+        return sample_seeds(folder, backbone, teacher.tableau(), seeds, batch, self._stage(stage))
 
     def _stage(self, name: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(name, done, total)
@@ -266,7 +266,7 @@ def extractor_of(backbone: Backbone) -> Extractor:
 def decoded(backbone: Backbone, states: Tensor, batch: int) -> tuple[Tensor, float]:
     """Images (M, C, H, W) on the host, and the median seconds of an image."""
     images, seconds = [], list[float]()
-    for part in states.split(batch):
+    for part in torch.split(states, batch):
         with stopwatch(backbone.device, seconds):
             images.append(backbone.decode(part.to(backbone.device)).cpu())
     per_image = sorted(s / len(i) for s, i in zip(seconds, images, strict=True))
@@ -276,9 +276,9 @@ def decoded(backbone: Backbone, states: Tensor, batch: int) -> tuple[Tensor, flo
 def conventions(tableau: Tableau) -> dict[str, Any]:
     """Every option of a solver as it was used, and its times."""
     meta = tableau.meta
-    kept = {key: meta[key] for key in ("t_max", "t_min", "output", "conversion")}
-    kept |= {f"frame.{key}": value for key, value in meta["frame"].items()}
-    kept |= {f"option.{key}": value for key, value in meta["options"].items()}
+    kept = dict(meta["options"])
+    kept |= {key: meta[key] for key in ("t_max", "t_min", "output", "conversion")}
+    kept |= meta["frame"]
     return kept | {"t": tableau.nodes.tolist(), "t_eval": tableau.tau.tolist()}
 
 
@@ -298,5 +298,3 @@ def reason_of(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, SolverBenchError) else f"{type(error).__name__}: {text}"
-
-

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 Value = str | int | float | bool | None | list[float] | list[list[float]]
 Options = Mapping[str, Value]
 
-BENCHMARK_VERSION = 1  # raised when a metric, seeds or protocol change; versions never share a table
+BENCHMARK_VERSION = (
+    1  # raised when a metric, seeds or protocol change; versions never share a table
+)
 FIRST_EVALUATION_SEED = 50_000  # teacher sets use smaller seeds, evaluation these and larger ones
 
 

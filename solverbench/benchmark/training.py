@@ -1,4 +1,4 @@
-"""The one fit loop: budget, validation, weight average, log, checkpoint and guard for all methods."""
+"""The one fit loop: budget, validation, average, log, checkpoint and guard for all methods."""
 
 import json
 import math
@@ -29,7 +29,7 @@ MAX_SKIPPED = 20  # unusable steps in a row that end a fit
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
-class FitDiverged(SolverBenchError):
+class FitDivergedError(SolverBenchError):
     """Training gave no finite gradient for many steps in a row."""
 
 
@@ -127,7 +127,7 @@ class Fit:
             The tableau of the averaged weights.
 
         Raises:
-            FitDiverged: where gradients stay unusable.
+            FitDivergedError: where gradients stay unusable.
         """
         checkpoint = folder / "fit.safetensors"
         if checkpoint.exists():
@@ -162,7 +162,7 @@ class Fit:
         self.seconds += time.perf_counter() - start
         self.log.append({"iteration": self.iteration} | {k: float(v) for k, v in losses.items()})
         if self.skipped >= MAX_SKIPPED:
-            raise FitDiverged(
+            raise FitDivergedError(
                 f"fit diverged: no usable gradient in {MAX_SKIPPED} steps before iteration "
                 f"{self.iteration}; lower fit.lr"
             )
@@ -173,7 +173,7 @@ class Fit:
         rows, total = torch.arange(len(self.lesson.validation.states)), 0.0
         with self.ema.applied():
             tableau = self.solver.tableau()
-        for part in rows.split(4 * self.spec.batch):
+        for part in torch.split(rows, 4 * self.spec.batch):
             batch = self._rows(self.lesson.validation, part)
             states = self._sample(tableau, batch.noise, batch.condition)
             total += float(self.lesson.distance(states, batch.target).sum())

@@ -40,12 +40,13 @@ def _end_with_launcher() -> None:
 
 
 def _reporter() -> Any:
-    last = ["", 0.0]
+    said, last = "", 0.0
 
     def report(stage: str, done: int, total: int) -> None:
+        nonlocal said, last
         now = time.monotonic()
-        if stage != last[0] or done == total or now - float(last[1]) > REPORT_SECONDS:
-            last[:] = [stage, now]
+        if stage != said or done == total or now - last > REPORT_SECONDS:
+            said, last = stage, now
             _say({"stage": stage, "done": done, "total": total})
 
     return report

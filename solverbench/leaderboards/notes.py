@@ -25,7 +25,7 @@ def notes(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
     return [
         *_protocol(group),
         *(f"{t.facts.label}: {t.facts.about}." for t in tables if t.facts.about),
-        *_papers([c.published for t in tables for r in t.rows for c in r.cells.values()]),
+        *_papers(group, [c.published for t in tables for r in t.rows for c in r.cells.values()]),
         *_flags(group),
         *_provenance(group),
     ]
@@ -59,20 +59,23 @@ def _budget(fitted: Sequence[Result]) -> str:
     assert fit is not None
     seeds = ", ".join(str(s) for s in sorted({r.spec.seed for r in fitted}))
     seconds = [r.cost.fit_seconds for r in fitted if r.cost]
-    took = f"; {min(seconds):.3g} to {max(seconds):.3g} s a cell" if seconds else ""
+    span = sorted({f"{value:.3g}" for value in seconds}, key=float)
+    took = f"; {' to '.join(dict.fromkeys([span[0], span[-1]]))} s a cell" if span else ""
     return (
         f"{fit.iterations} iterations of {fit.batch} pairs out of {fit.train_size}, "
         f"distance {fit.distance}, training seeds {seeds}{took}"
     )
 
 
-def _papers(values: Iterable[Published | None]) -> list[str]:
+def _papers(group: Sequence[Result], values: Iterable[Published | None]) -> list[str]:
     """Where published values come from."""
     quoted = [p for p in values if p]
     lines = []
     if quoted:
         sources = ", ".join(sorted({f"{p.source} ({p.num_images} samples)" for p in quoted}))
         lines.append(f"Paper: quoted from {sources}, not measured here.")
+    if any(p.num_images != group[0].spec.evaluation.num_images for p in quoted):
+        lines.append("Its sample count is another one, on which FID depends: no fair comparison.")
     if any("other-teacher" in p.flags for p in quoted):
         lines.append("Some quoted values are of another teacher and not comparable.")
     return lines

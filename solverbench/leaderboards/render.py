@@ -148,7 +148,7 @@ def _grid(table: Table, faults: Sequence[str], markup: Markup) -> Grid:
         for nfe, cell in row.cells.items():
             line.append(_cell(table, row, nfe, faults, markup))
             if row.is_teacher and cell.published:
-                line[-1] += markup.escape(f" (paper {cell.published.value:.2f})")
+                line[-1] += f" (paper {cell.published.value:.2f})"
             elif nfe in table.has_published and not row.is_teacher:
                 line.append(f"{cell.published.value:.2f}" if cell.published else "")
         grid.append(line + [""] * (len(grid[0]) - len(line)))

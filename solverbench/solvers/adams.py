@@ -1,6 +1,7 @@
 """Adams-Bashforth with the weights of the actual steps, in shat = sigma / alpha."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,8 +14,15 @@ from solverbench.solvers.base import MultistepSolver, State
 
 def quadrature(start: Tensor, end: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre points and weights between two numbers, (num,) each; differentiable."""
-    points, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(num))
+    points, weights = _legendre(num)
     return (start + end) / 2 + (end - start) / 2 * points, (end - start) / 2 * weights
+
+
+@cache
+def _legendre(num: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre on [-1, 1]."""
+    points, weights = np.polynomial.legendre.leggauss(num)
+    return torch.from_numpy(points), torch.from_numpy(weights)
 
 
 def lagrange(known: Tensor, at: Tensor) -> Tensor:

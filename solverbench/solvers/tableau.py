@@ -188,7 +188,7 @@ def check_match(backbone: Denoiser, tableau: Tableau, noise: Tensor) -> None:
         )
     if not bool(torch.isfinite(tableau.A).all() and torch.isfinite(tableau.tau).all()):
         raise SolverBenchError("the tableau holds numbers that are not finite: its fit diverged")
-    if float(tableau.tau.min()) <= 0:
+    if float(tableau.tau.detach().min()) <= 0:
         raise SolverBenchError("the tableau asks the network for a time at or below 0: it diverged")
 
 

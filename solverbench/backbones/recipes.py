@@ -1,0 +1,91 @@
+"""The recipes of the embedded backbones, and the command that runs one from images to weights."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from solverbench.backbones import classifying, datasets
+from solverbench.backbones.pretraining import Pretraining, Trainer
+from solverbench.errors import unknown_name
+
+Report = Callable[[str, int, int, float], None]  # what, done, total, loss
+
+DENOISERS = {
+    "digits": Pretraining(
+        network={
+            "resolution": 8,
+            "num_channels": 1,
+            "width": 24,
+            "mult": [1, 2],
+            "num_blocks": 1,
+            "attention": [4],
+        },
+        num_images=800_000,
+        lr=3e-3,
+        warmup_images=20_000,
+        bfloat16=False,
+    ),
+    "cifar16": Pretraining(
+        network={
+            "resolution": 16,
+            "num_channels": 3,
+            "width": 32,
+            "mult": [1, 2, 4],
+            "num_blocks": 1,
+            "attention": [8, 4],
+            "num_classes": 10,
+        },
+        num_images=2_400_000,
+    ),
+}
+IMAGES: dict[str, Callable[[Path | None], datasets.Images]] = {
+    "digits": datasets.digits,
+    "cifar16": datasets.cifar16,
+}
+
+
+def train_backbone(
+    name: str, data: Path | None, out: Path, num_images: int | None, report: Report
+) -> dict[str, Any]:
+    """Train denoiser, extractor and reference of an embedded backbone.
+
+    Args:
+        name: ``digits`` or ``cifar16``.
+        data: images, where the recipe needs them.
+        out: folder for checkpoint and results; a checkpoint found there is continued.
+        num_images: length of the denoiser's training, if not the recipe's.
+        report: told of progress.
+
+    Returns:
+        Facts for the model card: recipe, data, loss, seconds.
+
+    Raises:
+        SolverBenchError: for an unknown name or missing images.
+    """
+    if name not in DENOISERS:
+        raise unknown_name("embedded backbone", name, DENOISERS, ", ".join(DENOISERS))
+    images = IMAGES[name](data)
+    recipe = DENOISERS[name]
+    if num_images is not None:
+        recipe = replace(recipe, num_images=num_images)
+    trainer = Trainer(recipe, images.pixels, images.labels)
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    losses = [float("nan")]
+
+    def trained(seen: int, loss: float) -> None:
+        losses.append(loss)
+        report("denoiser", seen, recipe.num_images, loss)
+
+    trainer.run(checkpoint, trained)
+    facts = {"data": images.source, "data_sha256": images.sha256, "loss": round(losses[-1], 4)}
+    facts = trainer.export(out / f"{name}.safetensors", facts)
+    tensors, extractor = classifying.train_extractor(
+        name, images, lambda seen, loss: report("extractor", seen, seen, loss)
+    )
+    classifying.write(out / f"{name}-extractor.safetensors", tensors, extractor)
+    statistics, reference = classifying.make_reference(name, images, tensors)
+    classifying.write(out / f"{name}-reference.safetensors", statistics, reference)
+    return facts | {"extractor": extractor}

@@ -1,0 +1,157 @@
+"""What there is: plugins, schedules and recipes, tableaus on disk, and the machine."""
+
+import importlib.util
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from solverbench import registry
+from solverbench.baselines.recipe import load_recipe, recipe_names
+from solverbench.benchmark.conformance import Check, check_backbone, check_metric, check_solver
+from solverbench.benchmark.load import load_backbone, load_solver
+from solverbench.errors import SolverBenchError, unknown_name
+from solverbench.schedule import GRIDS
+from solverbench.solvers.tableau import Tableau, sample
+from solverbench.stored_schedules import STORED_SIGMAS
+
+REGISTRIES = {
+    "solvers": registry.solvers,
+    "backbones": registry.backbones,
+    "metrics": registry.metrics,
+    "distances": registry.distances,
+    "extractors": registry.extractors,
+}
+
+
+def inventory(kind: str) -> list[dict[str, str]]:
+    """Name, one line and origin of everything of a kind."""
+    if kind == "recipes":
+        ours = [(name, load_recipe(name).about) for name in recipe_names()]
+        return [{"name": name, "about": about, "package": "solverbench"} for name, about in ours]
+    if kind == "schedules":
+        lines = {name: f"default rho {rho:g}" for name, (_, rho) in GRIDS.items()}
+        lines |= {name: source for name, (_, _, source) in STORED_SIGMAS.items()}
+        return [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
+    plugins = REGISTRIES[kind]
+    return [
+        {"name": name, "about": _about(plugins.get(name)), "package": plugins.package(name)}
+        for name in plugins.names()
+    ]
+
+
+def _about(kind: Any) -> str:
+    """Title and source where there are any, else the first line of the docstring."""
+    line = (kind.__doc__ or "").strip().partition("\n")[0]
+    source = getattr(kind, "source", "")
+    return f"{kind.title}: {source}" if source else line
+
+
+def check_plugin(name: str) -> list[Check]:
+    """Conformance of a plugin, whichever kind carries the name.
+
+    Raises:
+        SolverBenchError: where none does.
+    """
+    checks = {"solvers": check_solver, "backbones": check_backbone, "metrics": check_metric}
+    for kind, run in checks.items():
+        if name in REGISTRIES[kind].names():
+            return list(run(name))
+    names = [n for kind in checks for n in REGISTRIES[kind].names()]
+    raise unknown_name("plugin", name, names, "solverbench list")
+
+
+def tableau_facts(path: Path) -> dict[str, Any]:
+    """A tableau file as JSON values."""
+    tableau = Tableau.load(path)
+    numbers = {
+        "A": tableau.A.tolist(),
+        "tau": tableau.tau.tolist(),
+        "nodes": tableau.nodes.tolist(),
+    }
+    return {"meta": tableau.meta, **numbers}
+
+
+def tableau_tables(path: Path) -> Group:
+    """A tableau file for the terminal: facts, then a row a state."""
+    tableau, facts = Tableau.load(path), Table(show_header=False, box=None)
+    for key, value in tableau.meta.items():
+        facts.add_row(key, str(value))
+    rows = Table(title="state = A0 noise + A1 e0 + A2 e1 + ...", title_justify="left")
+    columns = ["call", "t", *("noise" if k == 0 else f"e{k - 1}" for k in range(tableau.nfe + 1))]
+    for column in columns:
+        rows.add_column(column, justify="right")
+    times = [f"{t:.6f}" for t in tableau.tau.tolist()]
+    for j, row in enumerate(tableau.A.tolist()):
+        name, time_ = (str(j), times[j]) if j < tableau.nfe else ("sample", "")
+        shown = [f"{a:.6f}" if k <= j else "" for k, a in enumerate(row)]
+        rows.add_row(name, time_, *shown)
+    return Group(facts, rows)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a diagnosis."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+def diagnose() -> list[Finding]:
+    """Versions, processors, memory, plugins, embedded backbones and optional packages."""
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else "none; everything embedded runs on the CPU"
+    found = [
+        Finding("python", True, platform.python_version()),
+        Finding("torch", True, torch.__version__),
+        Finding("cpu", True, f"{os.cpu_count()} cores, {_memory() / 2**30:.0f} GiB"),
+        Finding("cuda", cuda, device),
+    ]
+    found += [_backbone(name) for name in registry.backbones.names()]
+    found += [_plugins(kind) for kind in REGISTRIES]
+    extras = {"sklearn": "train (digits)", "pytest_benchmark": "bench", "matplotlib": "figures"}
+    for module, what in extras.items():
+        here = importlib.util.find_spec(module) is not None
+        found.append(Finding(f"extra {module}", here, f"for {what}"))
+    return found
+
+
+def _backbone(name: str) -> Finding:
+    """Load a backbone and time four evaluations of 64 samples."""
+    try:
+        backbone = load_backbone(name)
+        tableau = load_solver("ddim", backbone, 4).tableau()
+        noise, condition = backbone.noise(range(64)), backbone.condition(range(64))
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.no_grad():
+                sample(backbone, tableau, noise, condition)
+            seconds.append(time.perf_counter() - start)
+    except SolverBenchError as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, f"{64 * 4 / min(seconds):,.0f} evaluations a second")
+
+
+def _plugins(kind: str) -> Finding:
+    broken = []
+    for name in REGISTRIES[kind].names():
+        try:
+            REGISTRIES[kind].get(name)
+        except SolverBenchError as error:
+            broken.append(str(error))
+    count = len(REGISTRIES[kind].names())
+    return Finding(kind, not broken, "; ".join(broken) or f"{count} plugins")
+
+
+def _memory() -> int:
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0

@@ -1,0 +1,212 @@
+"""What the commands do: recipes to cells to records to tables and pictures."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solverbench.baselines.recipe import Entry, Recipe, cells, load_recipe, recipe_names
+from solverbench.benchmark.launch import Listener, run_all
+from solverbench.benchmark.load import is_learnable, load_backbone, load_solver
+from solverbench.benchmark.results import Result
+from solverbench.benchmark.run import Run
+from solverbench.benchmark.spec import Named, RunSpec
+from solverbench.errors import SolverBenchError
+from solverbench.files import write_text
+from solverbench.leaderboards.render import render
+from solverbench.pictures import labelled, tile, write_png
+from solverbench.solvers.base import LearnableSolver
+from solverbench.solvers.tableau import Tableau, sample
+
+DEFAULT = "cifar16"
+TABLES = {"md": "table.md", "csv": "table.csv", "latex": "table.tex"}
+PICTURE_SIDE = 96  # pixels of an image in a grid, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the command line changes in a recipe; empty means unchanged.
+
+    Attributes:
+        solvers: rows to run; those of the recipe keep their options and budgets.
+        backbone: plugin.
+        nfe: columns.
+        seeds: of training.
+        num_images: to measure with.
+        overrides: ``a.b=c``.
+    """
+
+    solvers: tuple[str, ...] = ()
+    backbone: str | None = None
+    nfe: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    num_images: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def chosen_recipe(name: str | None, choice: Choice) -> Recipe:
+    """The recipe to run: the named one, else the backbone's own, else the default.
+
+    Raises:
+        SolverBenchError: where it is unknown or wrong.
+    """
+    own = choice.backbone if choice.backbone in recipe_names() else DEFAULT
+    overrides = list(choice.overrides)
+    if choice.num_images is not None:
+        overrides.append(f"evaluation.num_images={choice.num_images}")
+    recipe = load_recipe(name or own, overrides)
+    changes: dict[str, Any] = {}
+    if choice.backbone is not None and choice.backbone != recipe.backbone.name:
+        changes["backbone"] = Named(name=choice.backbone)
+    if choice.solvers:
+        known = {entry.name: entry for entry in recipe.solvers}
+        changes["solvers"] = [known.get(s, Entry(name=s)) for s in choice.solvers]
+    if choice.nfe:
+        entries = changes.get("solvers", recipe.solvers)
+        changes |= {"nfe": list(choice.nfe)}
+        changes["solvers"] = [e.model_copy(update={"nfe": None}) for e in entries]
+    if choice.seeds:
+        changes["seeds"] = list(choice.seeds)
+    return Recipe.model_validate(recipe.model_dump() | _dumped(changes))
+
+
+def _dumped(changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: [v.model_dump() if isinstance(v, Named) else v for v in value]
+        if isinstance(value, list)
+        else value.model_dump()
+        for key, value in changes.items()
+    }
+
+
+def specs_of(recipe: Recipe) -> list[RunSpec]:
+    """The cells of a recipe."""
+    return cells(recipe, is_learnable)
+
+
+def run_recipe(recipe: Recipe, root: Path, num_workers: int, listen: Listener) -> list[Result]:
+    """Run what is missing, then write the tables and the picture of the folder.
+
+    Args:
+        recipe: what to run.
+        root: folder of records.
+        num_workers: processes.
+        listen: told of progress.
+
+    Returns:
+        The records of the recipe's cells.
+    """
+    specs = specs_of(recipe)
+    fresh = any(Run(spec, root).done() is None for spec in specs)
+    results = run_all(specs, root, num_workers, listen)
+    picture = root / f"{recipe.name}.png"
+    if fresh or not picture.exists():
+        for fmt, name in TABLES.items():
+            write_text(root / name, render(results, fmt))
+        draw(results, root, recipe.grid, picture)
+    return results
+
+
+def draw(results: Sequence[Result], root: Path, num: int, path: Path) -> None:
+    """Samples of the same seeds: the teacher, then each solver at its smallest NFE."""
+    good = [r for r in results if r.status == "ok"]
+    rows = [r for r in good if r.spec.is_teacher]
+    for title in dict.fromkeys(r.title for r in good if not r.spec.is_teacher):
+        own = [r for r in good if r.title == title and not r.spec.is_teacher]
+        rows.append(min(own, key=lambda r: (r.spec.nfe, r.spec.seed)))
+    if not rows:
+        return
+    pictures = []
+    for result in rows:
+        tableau = Tableau.load(Run(result.spec, root).tableau_path)
+        first = result.spec.evaluation.first_seed
+        images = images_of(result.spec.backbone, tableau, range(first, first + num))
+        kind = "teacher, " if result.spec.is_teacher else ""
+        pictures.append((f"{kind}{result.title} @ {result.spec.nfe}", images))
+    write_png(path, labelled(pictures, _scale(pictures[0][1])))
+
+
+@torch.no_grad()
+def images_of(named: Named, tableau: Tableau, seeds: Sequence[int]) -> Tensor:
+    """Decoded images (M, C, H, W) of some seeds, on the host."""
+    backbone = load_backbone(named.name, **named.options)
+    parts = [seeds[i : i + 64] for i in range(0, len(seeds), 64)]
+    states = [
+        sample(backbone, tableau, backbone.noise(part), backbone.condition(part)) for part in parts
+    ]
+    return backbone.decode(torch.cat(states)).cpu()
+
+
+def sample_to(
+    path: Path,
+    source: str,
+    backbone: Named,
+    nfe: int | None,
+    options: dict[str, Any],
+    seeds: Sequence[int],
+) -> Tableau:
+    """Write a grid of samples.
+
+    Args:
+        path: PNG to write.
+        source: name of a solver, or a tableau file.
+        backbone: plugin.
+        nfe: for a solver; a tableau knows its own.
+        options: of the solver.
+        seeds: one image each.
+
+    Returns:
+        What was sampled with.
+
+    Raises:
+        SolverBenchError: where the two do not fit, or the solver is not trained.
+    """
+    tableau = tableau_of(source, backbone, nfe, options)
+    images = images_of(backbone, tableau, seeds)
+    columns = round(len(images) ** 0.5) or 1
+    write_png(path, tile(images, columns, _scale(images)))
+    return tableau
+
+
+def tableau_of(source: str, backbone: Named, nfe: int | None, options: dict[str, Any]) -> Tableau:
+    """A tableau from a file, or traced from a training-free solver.
+
+    Raises:
+        SolverBenchError: where neither exists, or something is missing or too much.
+    """
+    if source.endswith(".safetensors") or "/" in source:
+        if options or nfe is not None:
+            raise SolverBenchError("a tableau file has its own nfe and options; leave them away")
+        return Tableau.load(source)
+    if nfe is None:
+        raise SolverBenchError("--nfe is needed with a solver's name, for example --nfe 6")
+    solver = load_solver(source, load_backbone(backbone.name, **backbone.options), nfe, **options)
+    if isinstance(solver, LearnableSolver):
+        raise SolverBenchError(
+            f"{source} must be trained first: solverbench run --solver {source} --nfe {nfe}, "
+            "then sample the .safetensors file beside its record"
+        )
+    return solver.tableau()
+
+
+def _scale(images: Tensor) -> int:
+    return max(1, PICTURE_SIDE // images.shape[-1] // 2)
+
+
+def show(results: Sequence[Result], root: Path, as_json: bool) -> None:
+    """Print records as tables, or as one JSON document."""
+    from rich.console import Console
+
+    from solverbench.leaderboards.render import console
+
+    screen = Console()
+    if as_json:
+        screen.out(json.dumps([r.model_dump(mode="json") for r in results], indent=1))
+        return
+    screen.print(console(results))
+    names = ", ".join(sorted(path.name for path in root.iterdir() if path.is_file()))
+    screen.print(f"In {root}: {names}; one record and one solver a cell.", highlight=False)
