@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from solverbench.solvers.base import Batch, FitTask, LearnableSolver, TrainingRu
 from solverbench.solvers.tableau import Tableau, sample
 
 FORMAT = "solverbench-fit-1"
-CHECKPOINT_SECONDS = 15.0
+CHECKPOINT_SECONDS = float(os.environ.get("SOLVERBENCH_CHECKPOINT_SECONDS", "15"))
 MAX_SKIPPED = 20  # unusable steps in a row that end a fit
 
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -67,8 +67,8 @@ from solverbench import registry
 from solverbench.benchmark.conformance import check_solver, gaussian_error
 checks = {name: [dataclasses.asdict(c) for c in check_solver(name)]
           for name in ("ab2", "careless", "wrong", "greedy")}
-order = {frame: math.log2(gaussian_error("ab2", 160, frame=frame)
-                          / gaussian_error("ab2", 320, frame=frame)) for frame in ("vp-linear", "ve")}
+order = {f: math.log2(gaussian_error("ab2", 160, frame=f)
+                      / gaussian_error("ab2", 320, frame=f)) for f in ("vp-linear", "ve")}
 try:
     registry.solvers.get("absent")
 except Exception as error:
