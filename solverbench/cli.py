@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import yaml
+from click.exceptions import NoArgsIsHelpError
 
 from solverbench.errors import SolverBenchError, unknown_name
 
@@ -25,8 +26,17 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except SolverBenchError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+            _fail(ctx, str(error))
+        except NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "solverbench"
+            _fail(ctx, f"{error.format_message()} See: {path} --help")
+
+
+def _fail(ctx: click.Context, message: str) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    ctx.exit(2)
 
 
 def numbers(least: int) -> Callable[[click.Context, click.Parameter, Any], tuple[int, ...]]:
@@ -54,6 +64,11 @@ def words(
 ) -> tuple[str, ...]:
     """A callback for lists of names, comma-separated or repeated."""
     return tuple(word for part in value for word in part.split(",") if word)
+
+
+def _width() -> int | None:
+    """Of tables: the terminal's; wide enough for all metrics where there is none."""
+    return None if sys.stdout.isatty() else 120
 
 
 def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def run(
         return
     with Bars(quiet) as bars:
         results = run_recipe(chosen, root, jobs or os.cpu_count() or 1, bars)
-    show(results, root, as_json)
+    show(results, root, as_json, _width())
     if any(result.status == "failed" for result in results):
         sys.exit(1)
 
@@ -190,7 +205,7 @@ def table(folder: Path, fmt: str, metrics: tuple[str, ...]) -> None:
 
     results = read_records(folder)
     if fmt == "console":
-        Console().print(console(results, metrics or None))
+        Console(width=_width()).print(console(results, metrics or None))
     else:
         click.echo(render(results, fmt, metrics or None), nl=False)
 
@@ -222,7 +237,7 @@ def show(file: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console().print(tableau_tables(file))
+    Console(width=_width()).print(tableau_tables(file))
 
 
 @main.command()

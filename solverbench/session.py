@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -197,15 +198,15 @@ def _scale(images: Tensor) -> int:
     return max(1, PICTURE_SIDE // images.shape[-1] // 2)
 
 
-def show(results: Sequence[Result], root: Path, as_json: bool) -> None:
+def show(results: Sequence[Result], root: Path, as_json: bool, width: int | None) -> None:
     """Print records as tables, or as one JSON document."""
     from rich.console import Console
 
     from solverbench.leaderboards.render import console
 
-    screen = Console()
+    screen = Console(width=width)
     if as_json:
-        screen.out(json.dumps([r.model_dump(mode="json") for r in results], indent=1))
+        sys.stdout.write(json.dumps([r.model_dump(mode="json") for r in results], indent=1) + "\n")
         return
     screen.print(console(results))
     names = ", ".join(sorted(path.name for path in root.iterdir() if path.is_file()))

@@ -133,7 +133,8 @@ class Trainer:
 
     def advance(self) -> Tensor:
         """One step; returns the loss, ()."""
-        rng = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)
+        own = (self.recipe.seed * 1_000_003 + self.step) % 2**32  # generators read 32 bits
+        rng = torch.Generator().manual_seed(own)
         self.optimiser.param_groups[0]["lr"] = self.recipe.rate(self.seen)
         loss = self.loss(rng)
         self.optimiser.zero_grad()

@@ -1,10 +1,12 @@
 """Many cells: shared teacher sets first, then one process a cell, longest first."""
 
+import contextlib
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,9 +127,10 @@ def run_all(
     broken = _run_jobs(parts, root, num_workers, listen)
     if broken:
         raise SolverBenchError("; ".join(f"{job.title}: {why}" for job, why in broken))
+    for job in cells:  # an old failure must not stand for a worker that dies without a word
+        Run(job.spec, root).path.unlink(missing_ok=True)
     for job, why in _run_jobs(cells, root, num_workers, listen):
-        cell = Run(job.spec, root)
-        if not cell.path.exists() or read_record(cell.path).status == "ok":
+        if not Run(job.spec, root).path.exists():
             write_record(root, failed(job.spec, why))
     return [read_record(Run(spec, root).path) for spec in specs]
 
@@ -136,91 +139,104 @@ def _run_jobs(
     jobs: Sequence[Job], root: Path, num_workers: int, listen: Listener
 ) -> list[tuple[Job, str]]:
     """Run jobs, a few at a time; those that failed, with the reason."""
-    waiting, events = list(jobs), queue.Queue[Event]()
-    running, broken = 0, []
-    threads = 1 if num_workers > 1 else (os.cpu_count() or 1)
+    crew = Crew(root, 1 if num_workers > 1 else (os.cpu_count() or 1))
+    waiting, running, broken = list(jobs), 0, []
     try:
         while waiting or running:
             while waiting and running < num_workers:
-                job = waiting.pop(0)
-                threading.Thread(
-                    target=_attend, args=(job, root, threads, events), daemon=True
-                ).start()
+                crew.start(waiting.pop(0))
                 running += 1
-            event = events.get()
+            event = crew.events.get()
             if event.stage in ("done", "failed"):
                 running -= 1
             if event.stage == "failed":
                 broken.append((event.job, event.reason))
             listen(event)
     finally:
-        _PROCESSES.end()
+        crew.end()
     return broken
 
 
-class _Processes:
-    """Workers that run now, so that an interrupt can end them."""
+class Crew:
+    """Worker processes, each attended by a thread that turns what it says into events.
 
-    def __init__(self) -> None:
+    Args:
+        root: folder of records.
+        threads: of each worker.
+
+    Attributes:
+        events: what the workers said, in order.
+    """
+
+    def __init__(self, root: Path, threads: int) -> None:
+        self.root, self.threads = root, threads
+        self.events: queue.Queue[Event] = queue.Queue()
         self.alive: set[subprocess.Popen[str]] = set()
+        self.attendants: list[threading.Thread] = []
+
+    def start(self, job: Job) -> None:
+        """Give a job to a new process."""
+        attendant = threading.Thread(target=self._attend, args=(job,), daemon=True)
+        self.attendants.append(attendant)
+        attendant.start()
 
     def end(self) -> None:
-        """Kill whatever still runs."""
+        """Kill whatever still runs, and wait for it."""
         for process in list(self.alive):
             process.kill()
+        for attendant in self.attendants:
+            attendant.join(timeout=10)
+
+    def _attend(self, job: Job) -> None:
+        """Start a worker and pass on what it says, until it ends."""
+        self.events.put(Event(job, "start", 0.0))
+        command = [sys.executable, "-m", "solverbench.benchmark.worker"]
+        env = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        order = {"kind": job.kind, "root": str(self.root), "threads": self.threads}
+        order |= {"spec": job.spec.model_dump(mode="json")}
+        pipe = subprocess.PIPE
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=env
+            ) as process,
+        ):
+            self.alive.add(process)
+            finished = _converse(process, order, lambda *said: self._pass_on(job, *said))
+            code = process.wait()
+            self.alive.discard(process)
+            errors.seek(0)
+            last = [line.strip() for line in errors if line.strip()][-1:]
+        if code == 0 and finished:
+            self.events.put(Event(job, "done", 1.0, _recorded(job, self.root)))
+        else:
+            self.events.put(Event(job, "failed", 1.0, _why(code, last)))
+
+    def _pass_on(self, job: Job, stage: str, done: float) -> None:
+        self.events.put(Event(job, stage, _share(job, stage, done)))
 
 
-_PROCESSES = _Processes()
-
-
-def _attend(job: Job, root: Path, threads: int, events: "queue.Queue[Event]") -> None:
-    """Start a worker and pass on what it says, until it ends."""
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "solverbench.benchmark.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
+def _converse(
+    process: "subprocess.Popen[str]",
+    order: dict[str, object],
+    report: Callable[[str, float], None],
+) -> bool:
+    """Tell a worker what to do and report its progress; whether it said that it was done."""
     assert process.stdin is not None
     assert process.stdout is not None
-    _PROCESSES.alive.add(process)
-    events.put(Event(job, "start", 0.0))
-    order = {"kind": job.kind, "root": str(root), "threads": threads}
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
-        process.stdin.write(json.dumps(order | {"spec": job.spec.model_dump(mode="json")}) + "\n")
+    with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code says so
+        process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it died at once; its exit code says so below
-    finished = _follow(job, process.stdout, events)
-    code = process.wait()
-    reader.join(timeout=5)
-    _PROCESSES.alive.discard(process)
-    if code == 0 and finished:
-        events.put(Event(job, "done", 1.0, _recorded(job, root)))
-    else:
-        events.put(Event(job, "failed", 1.0, _why(code, errors)))
-
-
-def _follow(job: Job, lines: object, events: "queue.Queue[Event]") -> bool:
-    """Turn a worker's lines into events; whether it said that it was done."""
     finished = False
-    for line in lines:  # type: ignore[attr-defined]
+    for line in process.stdout:
         try:
             said = json.loads(line)
         except ValueError:
             continue  # a plugin printed something
-        if not isinstance(said, dict) or "stage" not in said:
-            continue
-        finished = said["stage"] == "done"
-        if not finished:
-            share = _share(job, said["stage"], said["done"] / max(1, said["total"]))
-            events.put(Event(job, said["stage"], share))
+        if isinstance(said, dict) and "stage" in said:
+            finished = said["stage"] == "done"
+            if not finished:
+                report(said["stage"], said["done"] / max(1, said["total"]))
     return finished
 
 
@@ -237,8 +253,8 @@ def _recorded(job: Job, root: Path) -> str:
     return read_record(Run(job.spec, root).path).reason if job.kind == "cell" else ""
 
 
-def _why(code: int, errors: Sequence[str]) -> str:
-    last = next((line.strip() for line in reversed(errors) if line.strip()), "")
+def _why(code: int, last: Sequence[str]) -> str:
+    """Why a worker failed: its signal, else the last line it wrote to standard error."""
     if code < 0:
         return f"the worker was killed by signal {-code}"
-    return last or f"the worker ended with exit code {code}"
+    return "".join(last) or f"the worker ended with exit code {code}"

@@ -78,6 +78,7 @@ class Run:
         """Do what is missing and return the record; a failure is a record too."""
         known = self.done()
         if known is not None:
+            shutil.rmtree(self.work, ignore_errors=True)  # of a run killed at the very end
             return known
         self.check()
         try:

@@ -17,7 +17,7 @@ from solverbench import tensorfile
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark.meter import peak_memory
 from solverbench.benchmark.sampling import Progress, Samples
-from solverbench.benchmark.spec import FitSpec
+from solverbench.benchmark.spec import FitSpec, digest
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
 from solverbench.solvers.base import Batch, FitTask, LearnableSolver, TrainingRule
@@ -220,7 +220,8 @@ class Fit:
         """Shuffled each epoch by (seed, epoch); the last incomplete batch is dropped."""
         num = len(self.lesson.train.states)
         epoch, place = divmod(self.iteration, num // self.spec.batch)
-        rng = torch.Generator().manual_seed((self.lesson.seed << 32) + epoch)
+        order = int(digest(self.lesson.seed, epoch)[:8], 16)  # generators read 32 bits of a seed
+        rng = torch.Generator().manual_seed(order)
         rows = torch.randperm(num, generator=rng)[place * self.spec.batch :][: self.spec.batch]
         return self._rows(self.lesson.train, rows)
 

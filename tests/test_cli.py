@@ -1,0 +1,180 @@
+"""Commands as a user types them; wrong input is one line and exit code 2."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from solverbench.cli import main
+
+TINY = (
+    *("--set", "evaluation.num_images=40", "--set", "evaluation.batch=20"),
+    *("--set", "teacher.nfe=6", "--set", "fit.iterations=4"),
+)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as image:
+        return image.size
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    done = run("run", "smoke", "--out", root, "--quiet", *TINY)
+    assert done.exit_code == 0, done.output
+    return root
+
+
+def test_a_run_prints_the_table_and_leaves_records_tables_and_a_picture(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"table.md", "table.csv", "table.tex", "smoke.png", "digits", "teachers"} <= names
+    assert size_of(folder / "smoke.png")[1] > 8
+    assert len(list((folder / "digits").rglob("nfe*.json"))) == 4
+    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.work"))
+
+
+def test_a_second_run_does_no_work_and_prints_the_same(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = run("run", "smoke", "--out", folder, "--quiet", *TINY)
+    assert done.exit_code == 0
+    assert "GS" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_json_is_one_document_on_standard_output(folder: Path) -> None:
+    done = run("run", "smoke", "--out", folder, "--json", *TINY)
+    records = json.loads(done.stdout)
+    assert {r["spec"]["solver"]["name"] for r in records} == {"dpmpp-3m", "unipc-3", "gs"}
+    assert all(r["cost"]["nfe"] == r["spec"]["nfe"] for r in records)
+
+
+def test_csv_is_in_long_form(folder: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("table", folder, "--format", "csv").stdout)))
+    assert {"solver", "backbone", "nfe", "fd"} <= set(rows[0])
+    assert len(rows) == 4
+    assert all(float(row["fd"]) >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("fmt", ["md", "latex", "console"])
+def test_tables_name_every_solver(folder: Path, fmt: str) -> None:
+    shown = run("table", folder, "--format", fmt).stdout
+    assert all(title in shown for title in ("DPM++ (3M)", "UniPC (3M)", "GS"))
+
+
+def test_a_trained_solver_can_be_shown_and_sampled(folder: Path, tmp_path: Path) -> None:
+    (file,) = (folder / "digits" / "gs").glob("*.safetensors")
+    shown = run("show", file)
+    assert shown.exit_code == 0
+    assert "arXiv 2510.17699" in shown.stdout
+    facts = json.loads(run("show", file, "--json").stdout)
+    assert len(facts["A"]) == 5
+    grid = tmp_path / "grid.png"
+    done = run("sample", file, "--backbone", "digits", "--seeds", "0-8", "--out", grid)
+    assert done.exit_code == 0, done.output
+    assert size_of(grid) == (3 * 48 + 4, 3 * 48 + 4)
+
+
+def test_a_dry_run_lists_cells_and_writes_nothing(tmp_path: Path) -> None:
+    done = run("run", "smoke", "--dry-run", "--out", tmp_path / "runs")
+    assert done.exit_code == 0
+    assert "gs @ 4" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["solvers", "backbones", "metrics", "distances", "extractors", "schedules", "recipes"],
+)
+def test_lists_are_json_on_demand(kind: str) -> None:
+    rows = json.loads(run("list", kind, "--json").stdout)
+    assert rows
+    assert all(row["name"] and row["about"] and row["package"] for row in rows)
+
+
+def test_the_doctor_knows_the_machine() -> None:
+    rows = json.loads(run("doctor", "--json").stdout)
+    found = {row["what"]: row for row in rows}
+    assert found["digits"]["good"]
+    assert found["solvers"]["good"]
+
+
+def test_check_prints_each_check_of_a_plugin() -> None:
+    done = run("check", "ddim")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("ok  ") >= 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "smoke", "--solver", "dpmpp3m"], "did you mean 'dpmpp-3m'"),
+        (["run", "smoke", "--backbone", "digit"], "did you mean 'digits'"),
+        (["run", "cifar61"], "did you mean 'cifar16'"),
+        (["run", "/no/such/recipe.yaml"], "/no/such/recipe.yaml"),
+        (["run", "smoke", "--solver", "heun", "--nfe", "6"], "heun needs an odd nfe"),
+        (["run", "smoke", "--set", "fit.iteration=3"], "fit.iteration: unknown key"),
+        (["run", "smoke", "--set", "fit.iterations=0"], "fit.iterations"),
+        (["run", "smoke", "--set", "fit.distance=lpipz"], "unknown distance 'lpipz'"),
+        (["run", "smoke", "--set", "evaluation.metrics=[fid9]"], "unknown metric 'fid9'"),
+        (["run", "smoke", "--set", "solvers.0.options={ordr: 2}"], "has no option 'ordr'"),
+        (["run", "smoke", "--set", "backbone.options={guidance: 2}"], "unconditional"),
+        (["run", "smoke", "--nfe", "0"], "'0' is no whole number of at least 1"),
+        (["run", "smoke", "--num-images", "-3"], "num-images"),
+        (["run", "smoke", "--jobs", "0"], "jobs"),
+        (["run", "smoke", "--out", "/dev/null/runs"], "cannot write in /dev/null/runs"),
+        (["table", "/no/such/folder"], "no folder /no/such/folder"),
+        (["show", "/no/such/file"], "/no/such/file is missing"),
+        (["sample", "gs", "--backbone", "digits", "--nfe", "4"], "must be trained first"),
+        (["sample", "ddim", "--backbone", "digits"], "--nfe is needed"),
+        (["sample", "ddim", "--nfe", "4", "--option", "schedule"], "write key=value"),
+        (["check", "ddmi"], "did you mean 'ddim'"),
+        (["list", "solver"], "did you mean 'solvers'"),
+        (["backbone", "train", "cifar61"], "did you mean 'cifar16'"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    if words[0] == "run" and "--out" not in words:
+        words = [*words, "--out", str(tmp_path / "runs")]
+    done = run(*words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_foreign_tableau_is_refused_before_sampling(folder: Path) -> None:
+    block = next((folder / "teachers").rglob("*.safetensors"))
+    done = run("sample", block, "--backbone", "digits")
+    assert done.exit_code == 2
+    assert str(block) in done.stderr
+
+
+def test_a_torn_record_is_named(folder: Path, tmp_path: Path) -> None:
+    record = next((folder / "digits" / "gs").glob("*.json"))
+    torn = tmp_path / "digits" / "gs" / record.name
+    torn.parent.mkdir(parents=True)
+    torn.write_text(record.read_text()[:100])
+    done = run("table", tmp_path)
+    assert done.exit_code == 2
+    assert str(torn) in done.stderr
+
+
+def test_a_failed_cell_is_a_row_and_exit_code_1(tmp_path: Path) -> None:
+    options = ("--set", "fit.lr=1e200", "--set", "fit.iterations=30", "--solver", "gs")
+    done = run("run", "smoke", "--out", tmp_path, "--quiet", *TINY, *options)
+    assert done.exit_code == 1, done.output
+    assert "failed" in done.stdout
+    assert "diverged" in (tmp_path / "table.md").read_text()
