@@ -20,3 +20,9 @@ def test_a_gs_step_costs_its_network_calls_and_little_more(side_by_side, make_fi
 
     ratio = side_by_side(fit.advance, bare, 25)
     assert ratio <= LIMIT
+
+
+def test_recomputing_costs_one_more_forward_pass_a_call(side_by_side, make_fit) -> None:
+    """Base: the same step that stores activations; a forward pass is some 45 % of it."""
+    ratio = side_by_side(make_fit("recompute", NFE).advance, make_fit("store", NFE).advance, 25)
+    assert ratio <= 1.7

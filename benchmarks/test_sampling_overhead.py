@@ -10,7 +10,7 @@ from solverbench.solvers.tableau import sample
 
 BATCH, NFE = 64, 5
 LIMIT = 1.05  # the design asks for 1.02; the rest is room for a shared machine
-ROUNDS = {"digits": 100, "cifar16": 20}  # short rounds scatter more
+ROUNDS = {"digits": 150, "cifar16": 20}  # short rounds scatter more
 
 
 @pytest.mark.parametrize("kind", [Digits, Cifar16], ids=lambda kind: kind.name)

@@ -134,8 +134,8 @@ def run(
     RECIPE is a name (solverbench list recipes) or a YAML file; cifar16 by default. Finished cells
     are not run again.
     """
+    from solverbench.commands import Choice, chosen_recipe, run_recipe, show, specs_of
     from solverbench.progress import Bars
-    from solverbench.session import Choice, chosen_recipe, run_recipe, show, specs_of
 
     chosen = chosen_recipe(recipe, Choice(**choice))
     root = out or Path("runs") / chosen.name
@@ -183,7 +183,7 @@ def sample(
 ) -> None:
     """Write a grid of samples; SOURCE is a solver's name or a tableau file."""
     from solverbench.benchmark.spec import Named
-    from solverbench.session import sample_to
+    from solverbench.commands import sample_to
 
     named = Named(name=backbone, options=options_of(others))
     tableau = sample_to(out, source, named, nfe, options_of(pairs), seeds)

@@ -14,9 +14,9 @@ from solverbench.benchmark.features import features_of
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.metrics.frechet import FD
 from solverbench.benchmark.spec import Named
+from solverbench.commands import images_of
 from solverbench.files import write_text
 from solverbench.pictures import tile, write_png
-from solverbench.session import images_of
 
 NUM_IMAGES = 2000  # for the FD on the card
 

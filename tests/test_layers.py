@@ -35,7 +35,7 @@ SHELL = {
     "making",
     "pictures",
     "progress",
-    "session",
+    "commands",
 }  # commands and their parts
 TRAINING = {"solverbench.backbones.recipes", "solverbench.backbones.extractor"}
 ROOMS = {

@@ -47,7 +47,8 @@ class Embedded(Backbone):
         self.guidance, self.device = guidance, torch.device(device)
         self.network.to(self.device)
         if channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            move: Any = self.network.to  # the stubs of its overloads differ between versions
+            move(memory_format=torch.channels_last)
         self.schedule = VPLinear(0.1, 20.0, t_min)
         self.t_floor = 1e-4
         self.extractor = self.name

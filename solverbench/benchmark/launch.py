@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solverbench.benchmark.results import Result
-from solverbench.benchmark.run import Run, failed, fit_seeds
+from solverbench.benchmark.run import Run, failed, fit_seeds, needs_teacher
 from solverbench.benchmark.spec import RunSpec
 from solverbench.benchmark.store import check_writable, read_record, write_record
 from solverbench.errors import SolverBenchError
@@ -88,7 +88,7 @@ def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
             parts.setdefault(
                 ("train", *teacher, seeds), Job("train", spec, size, "teacher, training set")
             )
-        if not spec.is_teacher:
+        if not spec.is_teacher and needs_teacher(spec):
             size = spec.teacher.nfe * spec.evaluation.num_images
             key = ("evaluation", *teacher, spec.evaluation.model_dump_json())
             parts.setdefault(key, Job("evaluation", spec, size, "teacher, evaluation set"))
@@ -188,8 +188,18 @@ class Crew:
             attendant.join(timeout=10)
 
     def _attend(self, job: Job) -> None:
-        """Start a worker and pass on what it says, until it ends."""
+        """Follow a worker to its end; whatever happens, one event tells of it."""
         self.events.put(Event(job, "start", 0.0))
+        try:
+            code, finished, last = self._work(job)
+            reason = _recorded(job, self.root) if code == 0 and finished else _why(code, last)
+        except (OSError, SolverBenchError) as error:  # no process, no pipe, or an unreadable record
+            finished, code, reason = False, 1, " ".join(str(error).split())
+        stage = "done" if code == 0 and finished else "failed"
+        self.events.put(Event(job, stage, 1.0, reason))
+
+    def _work(self, job: Job) -> tuple[int, bool, list[str]]:
+        """Run a worker: its exit code, whether it said that it was done, its last words."""
         command = [sys.executable, "-m", "solverbench.benchmark.worker"]
         env = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         order = {"kind": job.kind, "root": str(self.root), "threads": self.threads}
@@ -206,11 +216,7 @@ class Crew:
             code = process.wait()
             self.alive.discard(process)
             errors.seek(0)
-            last = [line.strip() for line in errors if line.strip()][-1:]
-        if code == 0 and finished:
-            self.events.put(Event(job, "done", 1.0, _recorded(job, self.root)))
-        else:
-            self.events.put(Event(job, "failed", 1.0, _why(code, last)))
+            return code, finished, [line.strip() for line in errors if line.strip()][-1:]
 
     def _pass_on(self, job: Job, stage: str, done: float) -> None:
         self.events.put(Event(job, stage, _share(job, stage, done)))

@@ -196,7 +196,7 @@ class Run:
             name: registry.metrics.get(name)() for name in self.spec.evaluation.metrics
         }
         references: dict[str, Reference] = {"data": extractor.reference()}
-        if any(m.against == "teacher" for m in kinds.values()):
+        if needs_teacher(self.spec):
             references["teacher"] = self._teacher_reference(backbone, extractor, generated)
         metrics, facts = {}, {}
         for name, metric in kinds.items():
@@ -239,6 +239,11 @@ def run(spec: RunSpec, root: str | Path = "runs") -> Result:
     """
     check_writable(Path(root))
     return Run(spec, Path(root)).execute()
+
+
+def needs_teacher(spec: RunSpec) -> bool:
+    """Whether a metric compares with the teacher's samples of the evaluation seeds."""
+    return any(registry.metrics.get(m).against == "teacher" for m in spec.evaluation.metrics)
 
 
 def fit_seeds(spec: RunSpec) -> tuple[range, range]:

@@ -1,6 +1,5 @@
 """Records on disk: one JSON file a cell, written aside and renamed. No torch here."""
 
-import contextlib
 import json
 import math
 import os
@@ -12,41 +11,10 @@ from pydantic import ValidationError
 from solverbench.benchmark.results import SCHEMA, Result
 from solverbench.benchmark.spec import RunSpec
 from solverbench.errors import SolverBenchError
+from solverbench.files import write_bytes, write_text
 
 RECORD_NAME = re.compile(r"nfe\d{2,}-[0-9a-f]{12}\.json")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new one, never a part.
-
-    Args:
-        path: where; missing folders are made.
-        data: the whole content.
-
-    Raises:
-        SolverBenchError: if the folder cannot be made or the file cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        raise SolverBenchError(
-            f"cannot write {path}: {error.strerror}. Free space, mend its folder or name another"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; left over after a fault
-            aside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as ``write_bytes`` does."""
-    write_bytes(path, text.encode())
 
 
 def check_writable(folder: Path) -> None:

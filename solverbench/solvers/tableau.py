@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from solverbench import tensorfile
 from solverbench.errors import SolverBenchError
@@ -215,6 +215,35 @@ class _Combine(torch.autograd.Function):
         return (row_grad, *each)
 
 
+class _Recompute(torch.autograd.Function):
+    """A network call that keeps its two inputs alone and runs again in the backward pass.
+
+    Leaner than ``torch.utils.checkpoint``: the first run builds no graph. The network must be
+    frozen and draw nothing at random, as every backbone's is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, evaluate: Callable[..., Tensor], condition: Any, x: Tensor, t: Tensor
+    ) -> Tensor:
+        ctx.evaluate, ctx.condition = evaluate, condition
+        ctx.save_for_backward(x, t)
+        return evaluate(x, t, condition)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [
+            value.detach().requires_grad_(needed)
+            for value, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        with torch.enable_grad():
+            again = ctx.evaluate(*inputs, ctx.condition)
+        learned = [value for value in inputs if value.requires_grad]
+        found = iter(torch.autograd.grad(again, learned, grads, allow_unused=True))
+        return (None, None, *(next(found) if v.requires_grad else None for v in inputs))
+
+
 def sample(
     backbone: Denoiser,
     tableau: Tableau,
@@ -249,12 +278,13 @@ def sample(
     )
     combine = _recorded(noise, tableau) if recorded else _preallocated(noise, tableau)
     evaluate = backbone.evaluate
+    again: Any = _Recompute.apply  # its stubs differ between versions of torch
     for j in range(tableau.nfe):
         if on_call:
             on_call(j)
         x, t = combine(j, None), tableau.tau[j]
         if recorded and memory == "recompute":
-            e = checkpoint(evaluate, x, t, condition, use_reentrant=False)
+            e = again(evaluate, condition, x, t)
         else:
             e = evaluate(x, t, condition)
         combine(j, e)
@@ -288,7 +318,8 @@ def _recorded(noise: Tensor, tableau: Tableau) -> Combiner:
         if e is not None:
             kept.append(e)
             return e
-        y: Tensor = _Combine.apply(rows[j, : j + 1], *kept)  # type: ignore[no-untyped-call]
+        apply: Any = _Combine.apply  # its stubs differ between versions of torch
+        y: Tensor = apply(rows[j, : j + 1], *kept)
         return y
 
     return combine

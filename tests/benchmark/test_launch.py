@@ -124,8 +124,20 @@ def test_a_cell_that_cannot_work_stops_everything_before_it_starts(tmp_path: Pat
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(SolverBenchError, match="cannot write in .*runs"):
+    with pytest.raises(SolverBenchError, match=r"cannot write in .*runs"):
         run_all([cell("ddim")], tmp_path / "runs", 1)
+
+
+def test_a_process_that_cannot_be_started_is_told_and_nothing_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = cell(TEACHER.solver.name, nfe=TEACHER.nfe)
+    monkeypatch.setattr(launch.sys, "executable", "/no/such/python")
+    (result,) = run_all([teacher], tmp_path, 1)
+    assert result.status == "failed"
+    assert "/no/such/python" in result.reason
+    with pytest.raises(SolverBenchError, match=r"teacher, evaluation set: .*no/such/python"):
+        run_all([cell("ddim")], tmp_path, 1)
 
 
 LAUNCHER = """
