@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from click.exceptions import NoArgsIsHelpError
 
 from solverbench.errors import SolverBenchError, unknown_name
 
+MAX_RANGE = 100_000  # numbers that one word may stand for
 KINDS = ("solvers", "backbones", "metrics", "distances", "extractors", "schedules", "recipes")
 BACKBONE = click.option("--backbone", default="cifar16", show_default=True, help="Plugin.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress.")
@@ -39,21 +39,19 @@ def _fail(ctx: click.Context, message: str) -> None:
     ctx.exit(2)
 
 
-def numbers(least: int) -> Callable[[click.Context, click.Parameter, Any], tuple[int, ...]]:
+def numbers(least: int, most: int) -> Callable[..., tuple[int, ...]]:
     """A callback for lists such as ``4,6,8`` or ``0-63``, possibly repeated."""
 
     def parse(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[int, ...]:
-        words = [
-            w for part in ([value] if isinstance(value, str) else value) for w in part.split(",")
-        ]
         found: list[int] = []
-        for word in words:
+        for word in words(ctx, parameter, (value,) if isinstance(value, str) else value):
             low, dash, high = word.partition("-")
-            if not low.isdecimal() or (dash and not high.isdecimal()) or int(low) < least:
+            ends = [int(end) for end in (low, high if dash else low) if end.isdecimal()]
+            if len(ends) < 2 or not least <= ends[0] <= ends[1] <= most:
                 raise click.BadParameter(
-                    f"{word!r} is no whole number of at least {least}; write 4,6,8 or 0-63"
+                    f"{word!r} is no whole number from {least} to {most}; write 4,6,8 or 0-63"
                 )
-            found += range(int(low), int(high or low) + 1)
+            found += range(ends[0], min(ends[1], ends[0] + MAX_RANGE) + 1)
         return tuple(dict.fromkeys(found))
 
     return parse
@@ -63,7 +61,7 @@ def words(
     ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...]:
     """A callback for lists of names, comma-separated or repeated."""
-    return tuple(word for part in value for word in part.split(",") if word)
+    return tuple(word.strip() for part in value for word in part.split(",") if word.strip())
 
 
 def _width() -> int | None:
@@ -73,12 +71,14 @@ def _width() -> int | None:
 
 def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
     """``key=value`` words as a mapping; values are YAML."""
+    from solverbench.baselines.recipe import parse_yaml
+
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise SolverBenchError(f"option '{pair}': write key=value, for example variant=bh2")
-        found[key] = yaml.safe_load(value)
+        found[key] = parse_yaml(value, f"option '{pair}'")
     return found
 
 
@@ -111,8 +111,10 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.argument("recipe", required=False)
 @click.option("--solver", "solvers", multiple=True, callback=words, help="Rows, comma-separated.")
 @click.option("--backbone", help="Plugin; the recipe's by default.")
-@click.option("--nfe", multiple=True, callback=numbers(1), help="Columns, such as 4,6.")
-@click.option("--seeds", multiple=True, callback=numbers(0), help="Of training, such as 0-2.")
+@click.option("--nfe", multiple=True, callback=numbers(1, 4096), help="Columns, such as 4,6.")
+@click.option(
+    "--seeds", multiple=True, callback=numbers(0, 2**32 - 1), help="Of training, such as 0-2."
+)
 @click.option("--num-images", type=click.IntRange(2), help="Samples to measure with.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of records [runs/RECIPE].")
 @click.option("--set", "overrides", multiple=True, help="Any key of the recipe: a.b=c.")
@@ -142,11 +144,22 @@ def run(
     if dry_run:
         show_cells(specs_of(chosen), root, as_json)
         return
-    with Bars(quiet) as bars:
-        results = run_recipe(chosen, root, jobs or os.cpu_count() or 1, bars)
+    try:
+        with Bars(quiet) as bars:
+            results = run_recipe(chosen, root, jobs or cores(), bars)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command continues where it was", err=True)
+        sys.exit(130)
     show(results, root, as_json, _width())
     if any(result.status == "failed" for result in results):
         sys.exit(1)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def show_cells(specs: list[Any], root: Path, as_json: bool) -> None:
@@ -167,7 +180,11 @@ def show_cells(specs: list[Any], root: Path, as_json: bool) -> None:
 @BACKBONE
 @click.option("--nfe", type=click.IntRange(1), help="With a solver's name.")
 @click.option(
-    "--seeds", default="0-63", show_default=True, callback=numbers(0), help="One image each."
+    "--seeds",
+    default="0-63",
+    show_default=True,
+    callback=numbers(0, 2**32 - 1),
+    help="One image each.",
 )
 @click.option("--option", "pairs", multiple=True, help="Of the solver: key=value.")
 @click.option("--backbone-option", "others", multiple=True, help="Of the backbone: key=value.")

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
-from solverbench.baselines.recipe import Entry, Recipe, cells, load_recipe, recipe_names
+from solverbench.baselines.recipe import Recipe, cells, load_recipe, recipe_names
 from solverbench.benchmark.launch import Listener, run_all
 from solverbench.benchmark.load import is_learnable, load_backbone, load_solver
 from solverbench.benchmark.results import Result
 from solverbench.benchmark.run import Run
 from solverbench.benchmark.spec import Named, RunSpec
+from solverbench.benchmark.store import read_records
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
-from solverbench.leaderboards.render import render
+from solverbench.leaderboards.render import console, render
 from solverbench.pictures import labelled, tile, write_png
 from solverbench.solvers.base import LearnableSolver
 from solverbench.solvers.tableau import Tableau, sample
@@ -56,32 +59,28 @@ def chosen_recipe(name: str | None, choice: Choice) -> Recipe:
         SolverBenchError: where it is unknown or wrong.
     """
     own = choice.backbone if choice.backbone in recipe_names() else DEFAULT
-    overrides = list(choice.overrides)
+    return load_recipe(name or own, choice.overrides, lambda data: _edit(data, choice))
+
+
+def _edit(data: dict[str, Any], choice: Choice) -> None:
+    """Lay what the command line asks for over a recipe's plain data."""
     if choice.num_images is not None:
-        overrides.append(f"evaluation.num_images={choice.num_images}")
-    recipe = load_recipe(name or own, overrides)
-    changes: dict[str, Any] = {}
-    if choice.backbone is not None and choice.backbone != recipe.backbone.name:
-        changes["backbone"] = Named(name=choice.backbone)
+        data["evaluation"] = (data.get("evaluation") or {}) | {"num_images": choice.num_images}
+    if choice.backbone is not None and choice.backbone != _name(data.get("backbone")):
+        data["backbone"] = choice.backbone
     if choice.solvers:
-        known = {entry.name: entry for entry in recipe.solvers}
-        changes["solvers"] = [known.get(s, Entry(name=s)) for s in choice.solvers]
+        known = {_name(entry): entry for entry in data.get("solvers") or ()}
+        data["solvers"] = [known.get(name, name) for name in choice.solvers]
     if choice.nfe:
-        entries = changes.get("solvers", recipe.solvers)
-        changes |= {"nfe": list(choice.nfe)}
-        changes["solvers"] = [e.model_copy(update={"nfe": None}) for e in entries]
+        data["nfe"] = list(choice.nfe)
+        entries = data.get("solvers") or ()
+        data["solvers"] = [e | {"nfe": None} if isinstance(e, dict) else e for e in entries]
     if choice.seeds:
-        changes["seeds"] = list(choice.seeds)
-    return Recipe.model_validate(recipe.model_dump() | _dumped(changes))
+        data["seeds"] = list(choice.seeds)
 
 
-def _dumped(changes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: [v.model_dump() if isinstance(v, Named) else v for v in value]
-        if isinstance(value, list)
-        else value.model_dump()
-        for key, value in changes.items()
-    }
+def _name(plugin: object) -> object:
+    return plugin.get("name") if isinstance(plugin, dict) else plugin
 
 
 def specs_of(recipe: Recipe) -> list[RunSpec]:
@@ -104,17 +103,18 @@ def run_recipe(recipe: Recipe, root: Path, num_workers: int, listen: Listener) -
     specs = specs_of(recipe)
     fresh = any(Run(spec, root).done() is None for spec in specs)
     results = run_all(specs, root, num_workers, listen)
+    for fmt, name in TABLES.items():
+        if fresh or not (root / name).exists():
+            write_text(root / name, render(read_records(root), fmt))
     picture = root / f"{recipe.name}.png"
     if fresh or not picture.exists():
-        for fmt, name in TABLES.items():
-            write_text(root / name, render(results, fmt))
         draw(results, root, recipe.grid, picture)
     return results
 
 
 def draw(results: Sequence[Result], root: Path, num: int, path: Path) -> None:
     """Samples of the same seeds: the teacher, then each solver at its smallest NFE."""
-    good = [r for r in results if r.status == "ok"]
+    good = [r for r in results if r.status == "ok" and Run(r.spec, root).tableau_path.exists()]
     rows = [r for r in good if r.spec.is_teacher]
     for title in dict.fromkeys(r.title for r in good if not r.spec.is_teacher):
         own = [r for r in good if r.title == title and not r.spec.is_teacher]
@@ -133,13 +133,14 @@ def draw(results: Sequence[Result], root: Path, num: int, path: Path) -> None:
 
 @torch.no_grad()
 def images_of(named: Named, tableau: Tableau, seeds: Sequence[int]) -> Tensor:
-    """Decoded images (M, C, H, W) of some seeds, on the host."""
+    """Decoded images (M, C, H, W) of some seeds, on the host; shows its progress."""
     backbone = load_backbone(named.name, **named.options)
     parts = [seeds[i : i + 64] for i in range(0, len(seeds), 64)]
-    states = [
-        sample(backbone, tableau, backbone.noise(part), backbone.condition(part)) for part in parts
-    ]
-    return backbone.decode(torch.cat(states)).cpu()
+    images = []
+    for part in track(parts, "sampling", console=Console(stderr=True), transient=True):
+        noise, condition = backbone.noise(part), backbone.condition(part)
+        images.append(backbone.decode(sample(backbone, tableau, noise, condition)).cpu())
+    return torch.cat(images)
 
 
 def sample_to(
@@ -166,6 +167,8 @@ def sample_to(
     Raises:
         SolverBenchError: where the two do not fit, or the solver is not trained.
     """
+    if path.is_dir():
+        raise SolverBenchError(f"{path} is a folder; --out names a PNG file")
     tableau = tableau_of(source, backbone, nfe, options)
     images = images_of(backbone, tableau, seeds)
     columns = round(len(images) ** 0.5) or 1
@@ -200,10 +203,6 @@ def _scale(images: Tensor) -> int:
 
 def show(results: Sequence[Result], root: Path, as_json: bool, width: int | None) -> None:
     """Print records as tables, or as one JSON document."""
-    from rich.console import Console
-
-    from solverbench.leaderboards.render import console
-
     screen = Console(width=width)
     if as_json:
         sys.stdout.write(json.dumps([r.model_dump(mode="json") for r in results], indent=1) + "\n")

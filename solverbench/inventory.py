@@ -41,9 +41,16 @@ def inventory(kind: str) -> list[dict[str, str]]:
         return [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
     plugins = REGISTRIES[kind]
     return [
-        {"name": name, "about": _about(plugins.get(name)), "package": plugins.package(name)}
+        {"name": name, "about": _about_plugin(plugins, name), "package": plugins.package(name)}
         for name in plugins.names()
     ]
+
+
+def _about_plugin(plugins: registry.Registry[Any], name: str) -> str:
+    try:
+        return _about(plugins.get(name))
+    except SolverBenchError as error:
+        return f"BROKEN: {error}"
 
 
 def _about(kind: Any) -> str:
@@ -63,6 +70,11 @@ def check_plugin(name: str) -> list[Check]:
     for kind, run in checks.items():
         if name in REGISTRIES[kind].names():
             return list(run(name))
+    for kind, plugins in REGISTRIES.items():
+        if name in plugins.names():
+            raise SolverBenchError(
+                f"'{name}' is one of the {kind}; checks are for {', '.join(checks)}"
+            )
     names = [n for kind in checks for n in REGISTRIES[kind].names()]
     raise unknown_name("plugin", name, names, "solverbench list")
 
@@ -116,7 +128,7 @@ def diagnose() -> list[Finding]:
     ]
     found += [_backbone(name) for name in registry.backbones.names()]
     found += [_plugins(kind) for kind in REGISTRIES]
-    extras = {"sklearn": "train (digits)", "pytest_benchmark": "bench", "matplotlib": "figures"}
+    extras = {"sklearn": "train (digits)", "pytest_benchmark": "bench"}
     for module, what in extras.items():
         here = importlib.util.find_spec(module) is not None
         found.append(Finding(f"extra {module}", here, f"for {what}"))

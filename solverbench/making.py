@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from solverbench.backbones.extractor import EmbeddedExtractor
-from solverbench.backbones.recipes import train_backbone
+from solverbench.backbones.recipes import images_for, train_backbone
 from solverbench.baselines.recipe import load_recipe
 from solverbench.benchmark.features import features_of
 from solverbench.benchmark.load import load_backbone, load_solver
@@ -40,6 +40,7 @@ def make_backbone(
     Raises:
         SolverBenchError: for an unknown name or missing images.
     """
+    images = images_for(name, data)
     torch.set_num_threads(threads)
     console = Console(stderr=True, quiet=quiet)
     words = TextColumn("{task.description:<32}")
@@ -55,7 +56,7 @@ def make_backbone(
             if not console.is_terminal:
                 console.print(f"{what}: {done:,} of {total:,} images, loss {loss:.4f}")
 
-        facts = train_backbone(name, data, out, num_images, report)
+        facts = train_backbone(name, images, out, num_images, report)
     facts |= quality(name, out) | {"threads": threads}
     write_text(out / f"{name}.md", card(name, facts))
     return facts

@@ -38,9 +38,10 @@ class Registry(Generic[T]):
         point = self._point(name)
         try:
             return point.load()  # type: ignore[no-any-return]
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise SolverBenchError(
-                f"{self.kind} '{name}' of {self.package(name)} cannot be imported: {error}"
+                f"{self.kind} '{name}' of {self.package(name)} cannot be imported: {what}"
             ) from error
 
     def items(self) -> Iterator[tuple[str, type[T]]]:

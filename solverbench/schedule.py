@@ -367,17 +367,19 @@ def nodes(
     end = schedule.t_min if t_min is None else t_min
     if not 0 < end < schedule.t_max:
         raise ValueError(f"t_min is {end}; it must lie between 0 and {schedule.t_max}")
-    if rho is not None and name not in ("edm", "vp-time"):
-        raise ValueError(f"rho is for the grids edm and vp-time; leave it away for {name!r}")
+    if rho is not None and (name not in ("edm", "vp-time") or rho <= 0):
+        raise ValueError(f"rho is positive and for the grids edm and vp-time; got {rho}, {name!r}")
     if not isinstance(name, str):
         t = torch.tensor(list(name), dtype=torch.float64)
     elif name in STORED_SIGMAS:
         t = schedule.inverse_lam(-stored(name, num_steps).log())
     elif name in GRIDS:
         formula, default = GRIDS[name]
-        return formula(schedule, (schedule.t_max, end, num_steps), rho or default)
+        return formula(schedule, (schedule.t_max, end, num_steps), default if rho is None else rho)
     else:
         raise unknown_name("schedule", name, [*GRIDS, *STORED_SIGMAS], "solverbench list schedules")
     if len(t) != num_steps + 1 or bool((t.diff() >= 0).any()) or float(t[-1]) <= 0:
         raise ValueError(f"a schedule of {num_steps} steps needs {num_steps + 1} decreasing times")
+    if abs(float(t[0]) - schedule.t_max) > 1e-3 * schedule.t_max:
+        raise ValueError(f"a schedule starts where samples do, at {schedule.t_max}; got {t[0]:g}")
     return t

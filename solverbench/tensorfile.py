@@ -47,7 +47,11 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise SolverBenchError(f"{path} cannot be read as {form}: {error}") from error
     found = head.get("format")
-    if found is None or not found.startswith(form.rpartition("-")[0]):
+    if (
+        found is None
+        or not {"facts", "sha256"} <= set(head)
+        or not found.startswith(form.rpartition("-")[0])
+    ):
         raise SolverBenchError(f"{path} is no {form} file of solverbench")
     if found != form:
         raise SolverBenchError(f"{path} has layout {found}; this solverbench reads {form}")

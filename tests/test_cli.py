@@ -128,8 +128,24 @@ def test_check_prints_each_check_of_a_plugin() -> None:
         (["run", "smoke", "--set", "evaluation.metrics=[fid9]"], "unknown metric 'fid9'"),
         (["run", "smoke", "--set", "solvers.0.options={ordr: 2}"], "has no option 'ordr'"),
         (["run", "smoke", "--set", "backbone.options={guidance: 2}"], "unconditional"),
-        (["run", "smoke", "--nfe", "0"], "'0' is no whole number of at least 1"),
+        (["run", "smoke", "--nfe", "0"], "'0' is no whole number from 1 to 4096"),
+        (["run", "smoke", "--nfe", "9-4"], "'9-4' is no whole number"),
+        (["run", "smoke", "--nfe", "99999999999999999999"], "is no whole number from 1 to 4096"),
         (["run", "smoke", "--num-images", "-3"], "num-images"),
+        (["run", "smoke", "--backbone", "gaussian"], "has no extractor"),
+        (["run", "smoke", "--set", "fit.lr=1e400"], "fit.lr"),
+        (["run", "smoke", "--set", "evaluation.metrics=[]"], "evaluation.metrics"),
+        (["run", "smoke", "--set", "evaluation.first_seed=4294967296"], "seeds end at"),
+        (["run", "smoke", "--set", "name=../evil"], "name"),
+        (["run", "smoke", "--set", "solvers.0.options={lower_order_final: 'no'}"], "wanted: bool"),
+        (
+            ["run", "smoke", "--set", "solvers.0.options={schedule: [9, 5, 3, 2, 1]}"],
+            "starts where",
+        ),
+        (["run", "smoke", "--set", "solvers.0.options={t_min: 1e-6}"], "the backbone reaches"),
+        (["sample", "ddim", "--backbone", "digits", "--nfe", "4", "--out", "/tmp"], "is a folder"),
+        (["sample", "ddim", "--nfe", "4", "--option", "rho=["], "not YAML"),
+        (["check", "l2"], "is one of the distances"),
         (["run", "smoke", "--jobs", "0"], "jobs"),
         (["run", "smoke", "--out", "/dev/null/runs"], "cannot write in /dev/null/runs"),
         (["table", "/no/such/folder"], "no folder /no/such/folder"),
@@ -153,6 +169,32 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_set_holds_for_rows_named_on_the_command_line(tmp_path: Path) -> None:
+    words = ("run", "smoke", "--solver", "ipndm-3", "--out", tmp_path, "--dry-run", "--json")
+    done = run(*words, "--set", "solvers.0.options.lower_order_final=true")
+    options = [spec["solver"]["options"] for spec in json.loads(done.stdout)]
+    assert {"lower_order_final": True} in options
+
+
+def test_options_are_numbers_where_they_look_like_numbers(tmp_path: Path) -> None:
+    words = ("sample", "ddim", "--backbone", "digits", "--nfe", "4", "--seeds", "0-3")
+    done = run(*words, "--option", "t_min=1e-2", "--out", tmp_path / "grid.png")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_record_falls_when_the_solver_behind_it_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from solverbench.benchmark.run import Run
+    from solverbench.benchmark.store import read_records
+    from solverbench.solvers.dpmpp import DPMpp3M
+
+    spec = next(r.spec for r in read_records(folder) if r.spec.solver.name == "dpmpp-3m")
+    assert Run(spec, folder).done() is not None
+    monkeypatch.setattr(DPMpp3M, "order", 1)
+    assert Run(spec, folder).done() is None
 
 
 def test_a_foreign_tableau_is_refused_before_sampling(folder: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_spec_is_frozen_and_refuses_unknown_keys() -> None:
             {},
             "dpm-solver-2 needs an even nfe (two calls per step); got 5. Use 4",
         ),
-        ("ddim", 0, {}, "ddim: nfe must be at least 1; got 0"),
+        ("ddim", 0, {}, "ddim: nfe is a whole number from 1 to 4096; got 0"),
         ("ddim", 6, {"schedule": "logsrn"}, "unknown schedule 'logsrn'; did you mean 'logsnr'?"),
         ("ddim", 6, {"t_min": 2.0}, "ddim: t_min is 2.0; it must lie between 0 and 1.0"),
         ("ddim", 6, {"schedule": [1.0, 0.5]}, "a schedule of 6 steps needs 7 decreasing times"),

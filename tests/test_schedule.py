@@ -143,7 +143,7 @@ def test_stored_lists_are_the_published_ones() -> None:
 
 
 def test_ays_lists_are_interpolated_in_log_sigma() -> None:
-    ten, twenty, five = (nodes(VE(), num, "ays-sd15") for num in (10, 20, 5))
+    ten, twenty, five = (nodes(VE(t_max=14.6146), num, "ays-sd15") for num in (10, 20, 5))
     assert gap(twenty[::2], ten) < 1e-14
     assert gap(twenty[1::2], (ten[1:] * ten[:-1]).sqrt()) < 1e-14
     assert gap(five, ten[::2]) < 1e-14
@@ -173,8 +173,14 @@ def test_grid_must_end_inside_the_schedule(t_min: float) -> None:
         nodes(VPLinear(), 4, t_min=t_min)
 
 
+@pytest.mark.parametrize("name", ["ays-sd15", [5.0, 2.0, 1.0]])
+def test_a_schedule_must_start_where_samples_do(name: str | list[float]) -> None:
+    with pytest.raises(ValueError, match="starts where samples do, at 80"):
+        nodes(VE(), 10 if name == "ays-sd15" else 2, name)
+
+
 def test_exponent_belongs_to_two_grids_only() -> None:
-    with pytest.raises(ValueError, match="rho is for the grids edm and vp-time"):
+    with pytest.raises(ValueError, match="rho is positive and for the grids edm and vp-time"):
         nodes(VE(), 4, "logsnr", rho=7.0)
 
 

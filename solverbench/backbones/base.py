@@ -104,10 +104,16 @@ class Backbone(ABC):
         return Prediction(x, self.evaluate(x, t, condition), self.output, scales)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Unit-variance noise, one CPU generator a seed: (B, C, H, W), float32."""
+        """Unit-variance noise, one CPU generator a seed: (B, C, H, W), float32.
+
+        Raises:
+            ValueError: for seeds outside 0 .. 2^32 - 1, which would repeat others.
+        """
+        if not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError("seeds of noise lie between 0 and 2^32 - 1")
         rows = [
-            torch.randn(self.state_shape, generator=torch.Generator().manual_seed(s % 2**32))
-            for s in seeds
+            torch.randn(self.state_shape, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
         ]
         return torch.stack(rows).to(self.device)
 

@@ -40,6 +40,7 @@ class Classifying:
         epochs: passes over the images, for each network.
         shift: largest random shift, pixels.
         flip: whether images are mirrored at random.
+        norm: train with batch norm, folded into the convolutions at the end.
         batch: images a step.
         lr: largest AdamW learning rate; rises over the first fifth, then falls by a cosine to 0.
         decay: weight decay.
@@ -52,6 +53,7 @@ class Classifying:
     epochs: int
     shift: int
     flip: bool
+    norm: bool
     batch: int = 128
     lr: float = 4e-3
     decay: float = 0.05
@@ -66,18 +68,23 @@ class Classifying:
 
 RECIPES = {
     "digits": Classifying(
-        metric=Shape(num_channels=1, widths=(24, 48), depths=(2, 2)),
-        perceptual=Shape(num_channels=1, widths=(16, 32), depths=(2, 2)),
+        metric=Shape(num_channels=1, widths=(24, 48), depths=(2, 2), pool=1),
+        perceptual=Shape(num_channels=1, widths=(16, 32), depths=(2, 2), pool=1),
         epochs=60,
         shift=0,
         flip=False,
+        norm=True,
     ),
     "cifar16": Classifying(
-        metric=Shape(num_channels=3, widths=(32, 64, 128), depths=(2, 2, 1)),
-        perceptual=Shape(num_channels=3, widths=(24, 48, 96), depths=(1, 1, 1)),
-        epochs=10,
-        shift=1,
-        flip=True,
+        metric=Shape(num_channels=3, widths=(32, 64, 128), depths=(1, 1, 1), pool=4),
+        perceptual=Shape(num_channels=3, widths=(24, 48, 96), depths=(1, 1, 1), pool=4),
+        epochs=4,
+        shift=0,
+        flip=False,
+        norm=False,
+        lr=1e-3,
+        decay=0.01,
+        dropout=0.0,
     ),
 }
 
@@ -144,7 +151,7 @@ def trained(
     rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Classifier(shape, int(labels.max()) + 1, norm=True).train()
+        network = Classifier(shape, int(labels.max()) + 1, recipe.norm).train()
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=recipe.decay)
         num_steps = len(labels) // recipe.batch
         for epoch in range(recipe.epochs):
@@ -207,7 +214,7 @@ def not_among(pixels: Tensor, others: Tensor) -> Tensor:
 
 
 def make_reference(
-    name: str, images: Images, tensors: dict[str, Tensor]
+    images: Images, tensors: dict[str, Tensor], facts: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Statistics of all training images under an extractor.
 
@@ -215,14 +222,14 @@ def make_reference(
     rounding, 1e-7 of the largest variance, is far below sampling noise), rows are float16.
 
     Args:
-        name: of the recipe.
         images: all of ``images.pixels`` count, held-out ones among them too.
         tensors: of the weight file, from ``train_extractor``.
+        facts: of the same file.
 
     Returns:
         Tensors and facts of the reference file; ``write`` stores them.
     """
-    network = metric_network(tensors, {"networks": {"metric": recipe_of(name).metric}})
+    network = metric_network(tensors, facts)
     rows = features_of(network, images.pixels)
     embedding, texture = moments(rows["embedding"]), moments(rows["texture"])
     order = torch.randperm(embedding.num, generator=torch.Generator().manual_seed(0))
@@ -233,14 +240,14 @@ def make_reference(
         "texture.sigma": pack(texture.sigma).float(),
         "rows": rows["embedding"][order[:NUM_ROWS]].half(),
     }
-    facts = {
-        "name": name,
+    own = {
+        "name": facts["name"],
         "num_images": embedding.num,
         "extractor": digest_of(network),
         "source": images.source,
         "images_sha256": images.sha256,
     }
-    return statistics, facts
+    return statistics, own
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

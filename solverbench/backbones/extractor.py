@@ -21,11 +21,16 @@ BLOCK = 256  # images through the network at once; fixed, since rounding depends
 
 
 class Shape(TypedDict):
-    """Arguments of ``Trunk``."""
+    """A classifier: arguments of ``Trunk``, and the places its embedding tells apart.
+
+    ``pool`` is the side of the grid that the last activations are averaged to: with 1 the embedding
+    is blind to layout, with more it also sees where something is, and how strong its contrast.
+    """
 
     num_channels: int
     widths: Sequence[int]
     depths: Sequence[int]
+    pool: int
 
 
 class Trunk(nn.Module):
@@ -60,18 +65,24 @@ class Trunk(nn.Module):
         return outputs
 
 
+def trunk_of(shape: Shape, norm: bool = False) -> Trunk:
+    """The untrained trunk of a classifier."""
+    return Trunk(shape["num_channels"], shape["widths"], shape["depths"], norm)
+
+
 class Classifier(nn.Module):
-    """Trunk, mean over pixels, an embedding and class scores."""
+    """Trunk, averages over a grid of places, an embedding and class scores."""
 
     def __init__(self, shape: Shape, num_classes: int = 10, norm: bool = False) -> None:
         super().__init__()
-        self.trunk = Trunk(**shape, norm=norm)
-        self.embed = nn.Linear(shape["widths"][-1], NUM_EMBEDDING)
+        self.trunk, self.pool = trunk_of(shape, norm), shape["pool"]
+        self.embed = nn.Linear(shape["widths"][-1] * self.pool**2, NUM_EMBEDDING)
         self.head = nn.Linear(NUM_EMBEDDING, num_classes)
 
     def embedding(self, stages: Sequence[Tensor]) -> Tensor:
         """Map the activations of the trunk to (B, 64), not negative."""
-        return functional.relu(self.embed(stages[-1].mean(dim=(2, 3))))
+        places = functional.adaptive_avg_pool2d(stages[-1], self.pool)
+        return functional.relu(self.embed(places.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [-1, 1] to class scores (B, num_classes)."""
@@ -174,7 +185,7 @@ class EmbeddedExtractor(Extractor):
     def perceptual(self) -> Trunk:
         """The network for training distances, frozen; a fresh copy that may change device."""
         tensors, facts = tensorfile.read(self._paths[0], FORMAT)
-        trunk = Trunk(**facts["networks"]["perceptual"])
+        trunk = trunk_of(facts["networks"]["perceptual"])
         trunk.load_state_dict(part(tensors, "perceptual.trunk."))
         return trunk.eval().requires_grad_(False)
 

@@ -180,13 +180,15 @@ class Trainer:
         """
         tensors, facts = tensorfile.read(path, CHECKPOINT_FORMAT)
         ours, theirs = json.loads(json.dumps(asdict(self.recipe))), facts["recipe"]
-        shorter = min(self.recipe.num_images, theirs["num_images"])
-        on_plateau = facts["step"] * self.recipe.batch <= (1 - self.recipe.decay) * shorter
-        if ours | {"num_images": 0} != theirs | {"num_images": 0} or not (
-            ours == theirs or on_plateau
-        ):
+        if ours | {"num_images": 0} != theirs | {"num_images": 0}:
+            raise SolverBenchError(f"{path} is of another recipe; remove it or use its options")
+        seen = facts["step"] * self.recipe.batch
+        plateau = (1 - self.recipe.decay) * min(ours["num_images"], theirs["num_images"])
+        if ours != theirs and seen > plateau:
             raise SolverBenchError(
-                f"{path} belongs to another recipe; remove it or use its options."
+                f"{path} has seen {seen:,} images; to change their number it must be continued "
+                f"before {plateau:,.0f}, where the learning rate begins to fall; "
+                f"keep {theirs['num_images']}"
             )
         self.step, self.seconds = facts["step"], facts["seconds"]
         for key, parameter in self.parameters.items():

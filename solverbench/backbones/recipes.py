@@ -45,14 +45,29 @@ IMAGES: dict[str, Callable[[Path | None], datasets.Images]] = {
 }
 
 
+def images_for(name: str, data: Path | None) -> datasets.Images:
+    """The images of a recipe.
+
+    Args:
+        name: ``digits`` or ``cifar16``.
+        data: a tar or folder, where the recipe needs one.
+
+    Raises:
+        SolverBenchError: for an unknown name or missing images.
+    """
+    if name not in DENOISERS:
+        raise unknown_name("embedded backbone", name, DENOISERS, ", ".join(DENOISERS))
+    return IMAGES[name](data)
+
+
 def train_backbone(
-    name: str, data: Path | None, out: Path, num_images: int | None, report: Report
+    name: str, images: datasets.Images, out: Path, num_images: int | None, report: Report
 ) -> dict[str, Any]:
     """Train denoiser, extractor and reference of an embedded backbone.
 
     Args:
         name: ``digits`` or ``cifar16``.
-        data: images, where the recipe needs them.
+        images: from ``images_for``.
         out: folder for checkpoint and results; a checkpoint found there is continued.
         num_images: length of the denoiser's training, if not the recipe's.
         report: told of progress.
@@ -61,11 +76,8 @@ def train_backbone(
         Facts for the model card: recipe, data, loss, seconds.
 
     Raises:
-        SolverBenchError: for an unknown name or missing images.
+        SolverBenchError: where a checkpoint in ``out`` is of another recipe.
     """
-    if name not in DENOISERS:
-        raise unknown_name("embedded backbone", name, DENOISERS, ", ".join(DENOISERS))
-    images = IMAGES[name](data)
     recipe = DENOISERS[name]
     if num_images is not None:
         recipe = replace(recipe, num_images=num_images)
@@ -86,6 +98,6 @@ def train_backbone(
         name, images, lambda seen, loss: report("extractor", seen, seen, loss)
     )
     classifying.write(out / f"{name}-extractor.safetensors", tensors, extractor)
-    statistics, reference = classifying.make_reference(name, images, tensors)
+    statistics, reference = classifying.make_reference(images, tensors, extractor)
     classifying.write(out / f"{name}-reference.safetensors", statistics, reference)
     return facts | {"extractor": extractor}

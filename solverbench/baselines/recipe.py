@@ -60,7 +60,7 @@ class Recipe(Model):
         grid: seeds shown in the image grid.
     """
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
     backbone: Plugin
     solvers: list[Annotated[Entry, BeforeValidator(_named)]] = Field(min_length=1)
@@ -92,21 +92,27 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    edit: Callable[[dict[str, Any]], None] = lambda data: None,
+) -> Recipe:
     """Read a recipe, apply overrides, check it.
 
     Args:
         name_or_path: a name from ``recipe_names``, or a file: it ends in .yaml or holds a slash.
         overrides: ``a.b=c``; the value is YAML, a number in the path is an index of a list.
+        edit: changes the plain data before the overrides do.
 
     Raises:
         SolverBenchError: if there is no such recipe, or it or an override is wrong; all faults
             in one line.
     """
     path = _find(str(name_or_path))
-    data = _parse(_read(path), f"recipe {path}")
+    data = parse_yaml(_read(path), f"recipe {path}")
     if not isinstance(data, dict):
         raise SolverBenchError(f"recipe {path}: holds no keys; see {RECIPES / 'smoke.yaml'}")
+    edit(data)
     for override in overrides:
         _override(data, override)
     try:
@@ -209,11 +215,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str, what: str) -> Any:
+def parse_yaml(text: str, what: str) -> Any:
     """YAML to plain data; only scalars, lists and mappings can be made."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
@@ -230,7 +236,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     for key, following in zip(keys, [*keys[1:], None], strict=True):
         slot = _slot(here, key, override)
         if following is None:
-            here[slot] = _parse(text, f"override '{override}'")
+            here[slot] = parse_yaml(text, f"override '{override}'")
             return
         below = here.get(slot) if isinstance(here, dict) else here[slot]
         if isinstance(below, str) or below is None:  # a bare name, or nothing yet

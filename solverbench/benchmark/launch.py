@@ -18,6 +18,7 @@ from solverbench.benchmark.spec import RunSpec
 from solverbench.benchmark.store import check_writable, read_record, write_record
 from solverbench.errors import SolverBenchError
 
+THREADS = 1  # of a worker: two contended OpenMP threads can be 10 times slower than one
 BACKWARD_COST = 2.5  # of a network call with gradients, in forward calls; for ordering and bars
 
 
@@ -113,7 +114,7 @@ def run_all(
     Args:
         specs: the cells; finished ones are read, not run.
         root: folder of records.
-        num_workers: processes at a time; each uses one thread where there are several.
+        num_workers: processes at a time, one thread each; results do not depend on it.
         listen: told of progress, from the calling thread.
 
     Raises:
@@ -139,7 +140,7 @@ def _run_jobs(
     jobs: Sequence[Job], root: Path, num_workers: int, listen: Listener
 ) -> list[tuple[Job, str]]:
     """Run jobs, a few at a time; those that failed, with the reason."""
-    crew = Crew(root, 1 if num_workers > 1 else (os.cpu_count() or 1))
+    crew = Crew(root, num_workers)
     waiting, running, broken = list(jobs), 0, []
     try:
         while waiting or running:
@@ -162,14 +163,14 @@ class Crew:
 
     Args:
         root: folder of records.
-        threads: of each worker.
+        num_workers: how many work at a time; for the records.
 
     Attributes:
         events: what the workers said, in order.
     """
 
-    def __init__(self, root: Path, threads: int) -> None:
-        self.root, self.threads = root, threads
+    def __init__(self, root: Path, num_workers: int) -> None:
+        self.root, self.num_workers = root, num_workers
         self.events: queue.Queue[Event] = queue.Queue()
         self.alive: set[subprocess.Popen[str]] = set()
         self.attendants: list[threading.Thread] = []
@@ -200,9 +201,14 @@ class Crew:
 
     def _work(self, job: Job) -> tuple[int, bool, list[str]]:
         """Run a worker: its exit code, whether it said that it was done, its last words."""
-        command = [sys.executable, "-m", "solverbench.benchmark.worker"]
-        env = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
-        order = {"kind": job.kind, "root": str(self.root), "threads": self.threads}
+        command = [sys.executable, "-P", "-m", "solverbench.benchmark.worker"]
+        env = os.environ | {"OMP_NUM_THREADS": str(THREADS), "PYTHONUNBUFFERED": "1"}
+        order = {
+            "kind": job.kind,
+            "root": str(self.root),
+            "threads": THREADS,
+            "jobs": self.num_workers,
+        }
         order |= {"spec": job.spec.model_dump(mode="json")}
         pipe = subprocess.PIPE
         with (

@@ -1,7 +1,10 @@
 """Plugins made from their names, with options checked before anything slow starts."""
 
 import inspect
+import typing
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from solverbench import registry
 from solverbench.backbones.base import Backbone
@@ -26,8 +29,9 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     check_options("backbone", name, kind, options, skip=1)
     try:
         made: Backbone = kind(**options)
-    except (ValueError, TypeError) as error:
-        raise SolverBenchError(f"backbone {name}: {error}") from error
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise SolverBenchError(f"backbone {name}: {line}") from error
     return made
 
 
@@ -73,6 +77,20 @@ def check_options(what: str, name: str, kind: Any, options: dict[str, Any], skip
         if option not in allowed:
             listed = ", ".join(allowed) or "none"
             raise SolverBenchError(f"{what} {name} has no option '{option}'; it has: {listed}")
+    hints = typing.get_type_hints(kind.__init__)
+    for option, value in options.items():
+        if option in hints:
+            _check_type(f"{what} {name}: option {option}", value, hints[option])
+
+
+def _check_type(where: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is not of the annotated type; whole numbers pass as real ones."""
+    adapter = TypeAdapter[Any](hint, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise SolverBenchError(f"{where} is {value!r}; wanted: {wanted}") from error
 
 
 def _named(name: str, message: str) -> str:

@@ -12,13 +12,17 @@ import torch
 from solverbench.benchmark.results import Provenance
 
 
-def provenance(device: torch.device, weights: str, reference: str) -> Provenance:
+def provenance(
+    device: torch.device, weights: str, reference: str, jobs: int = 1, plugin: str = ""
+) -> Provenance:
     """The provenance of work done now in this process.
 
     Args:
         device: that ran the network.
         weights: hash of the backbone's weights.
         reference: hash of the reference statistics.
+        jobs: processes that ran side by side.
+        plugin: distribution that the solver came from.
     """
     return Provenance(
         solverbench=version("solverbench"),
@@ -26,6 +30,8 @@ def provenance(device: torch.device, weights: str, reference: str) -> Provenance
         torch=torch.__version__,
         device=device_name(device),
         threads=torch.get_num_threads(),
+        jobs=jobs,
+        plugin=plugin,
         commit=commit(),
         weights_sha256=weights,
         reference_sha256=reference,

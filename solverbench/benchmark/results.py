@@ -59,6 +59,8 @@ class Provenance(Model):
     torch: str
     device: str
     threads: int
+    jobs: int = 1  # processes that ran side by side; seconds depend on it
+    plugin: str = ""  # distribution that the solver came from
     commit: str
     weights_sha256: str
     reference_sha256: str

@@ -22,9 +22,10 @@ from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, RunSpec, digest
 from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
 from solverbench.benchmark.training import Fit, Lesson
 from solverbench.errors import SolverBenchError
+from solverbench.files import write_bytes
 from solverbench.images import Extractor, Features, Reference
 from solverbench.solvers.base import LearnableSolver, Solver
-from solverbench.solvers.tableau import Tableau
+from solverbench.solvers.tableau import Tableau, check_match
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 
@@ -36,12 +37,17 @@ class Run:
         spec: what to run.
         root: folder of records; scratch files live beside them and go when the cell is done.
         report: told of progress.
+        jobs: processes that run side by side; for the record.
     """
 
     def __init__(
-        self, spec: RunSpec, root: Path, report: Report = lambda stage, done, total: None
+        self,
+        spec: RunSpec,
+        root: Path,
+        report: Report = lambda stage, done, total: None,
+        jobs: int = 1,
     ) -> None:
-        self.spec, self.root, self.report = spec, root, report
+        self.spec, self.root, self.report, self.jobs = spec, root, report, jobs
         self.path = record_path(root, spec)
         self.work = self.path.with_suffix(".work")
 
@@ -51,11 +57,29 @@ class Run:
         return self.path.with_suffix(".safetensors")
 
     def done(self) -> Result | None:
-        """The record of a former run that went well, if there is one."""
+        """The record of a former run that went well, if it still stands.
+
+        It falls when the weights, the reference or the formulas of the solver have changed since.
+        """
         if not self.path.exists():
             return None
         result = read_record(self.path)
-        return result if result.status == "ok" else None
+        return result if result.status == "ok" and self._stands(result) else None
+
+    def _stands(self, result: Result) -> bool:
+        backbone, solver = self._load()
+        reference = extractor_of(backbone).reference().sha256
+        found = (result.provenance.weights_sha256, result.provenance.reference_sha256)
+        if found != (backbone.weights_sha256, reference):
+            return False
+        if not self.tableau_path.exists():
+            return True  # a record that was copied alone
+        stored = Tableau.load(self.tableau_path)
+        before = stored.meta.get("untrained") or stored.A.tolist()
+        now = solver.tableau().A.detach()
+        return now.shape == stored.A.shape and torch.allclose(
+            now, torch.tensor(before, dtype=torch.float64), rtol=1e-6, atol=1e-9
+        )  # other processors round differently, other formulas differ by more
 
     def check(self) -> None:
         """Load everything that can be wrong, before anything slow starts.
@@ -63,8 +87,8 @@ class Run:
         Raises:
             SolverBenchError: says what is wrong.
         """
-        self._load()
-        evaluation = self.spec.evaluation
+        backbone, solver = self._load()
+        evaluation, extractor = self.spec.evaluation, extractor_of(backbone)
         for name in evaluation.metrics:
             registry.metrics.get(name)
         if evaluation.num_images < 2:
@@ -72,7 +96,16 @@ class Run:
                 f"num_images is {evaluation.num_images}; metrics need at least 2"
             )
         if self.spec.fit is not None:
-            registry.distances.get(self.spec.fit.distance)
+            registry.distances.get(self.spec.fit.distance)(backbone, extractor)
+        noise = backbone.noise([evaluation.first_seed])
+        check_match(backbone, self._teacher_tableau(backbone), noise)
+        try:
+            tableau = solver.tableau()
+        except Exception as error:
+            if isinstance(error, SolverBenchError):
+                raise
+            return  # a plugin's own fault is a failed row, not the end of the others
+        check_match(backbone, tableau, noise)
 
     def execute(self) -> Result:
         """Do what is missing and return the record; a failure is a record too."""
@@ -115,12 +148,14 @@ class Run:
 
     def _teacher(self, backbone: Backbone, seeds: Sequence[int], stage: str) -> Samples:
         spec, batch = self.spec, self.spec.evaluation.batch
-        teacher = load_solver(
-            spec.teacher.solver.name, backbone, spec.teacher.nfe, **spec.teacher.solver.options
-        )
         key = digest(spec.backbone, spec.teacher, seeds[0], seeds[-1], batch)
         folder = self.root / "teachers" / f"{spec.backbone.name}-{seeds[0]:05d}-{key}"
-        return sample_seeds(folder, backbone, teacher.tableau(), seeds, batch, self._stage(stage))
+        tableau = self._teacher_tableau(backbone)
+        return sample_seeds(folder, backbone, tableau, seeds, batch, self._stage(stage))
+
+    def _teacher_tableau(self, backbone: Backbone) -> Tableau:
+        named, nfe = self.spec.teacher.solver, self.spec.teacher.nfe
+        return load_solver(named.name, backbone, nfe, **named.options).tableau().detach()
 
     def _stage(self, name: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(name, done, total)
@@ -152,7 +187,13 @@ class Run:
             metrics=metrics,
             metric_facts=facts,
             cost=Cost(**cost, **fit, decode_seconds_per_image=decoding),
-            provenance=provenance(backbone.device, backbone.weights_sha256, reference),
+            provenance=provenance(
+                backbone.device,
+                backbone.weights_sha256,
+                reference,
+                self.jobs,
+                registry.solvers.package(self.spec.solver.name),
+            ),
             conventions=conventions(tableau),
             flags=solver.flags,
         )
@@ -172,12 +213,14 @@ class Run:
         fit = Fit(
             solver, Lesson(self.spec.fit, self.spec.seed, backbone, distance, train, validation)
         )
+        untrained = solver.tableau().A.tolist()
         tableau = fit.run(self.work, self._stage("fit"))
         trained = {"fit": self.spec.fit.model_dump(mode="json"), "seed": self.spec.seed}
         trained |= {"backbone": self.spec.backbone.model_dump(mode="json")}
-        tableau = replace(tableau, meta=tableau.meta | {"trained": trained})
+        tableau = replace(tableau, meta=tableau.meta | {"trained": trained, "untrained": untrained})
         tableau.save(self.tableau_path)
-        shutil.copyfile(self.work / "fit.jsonl", self.path.with_suffix(".fit.jsonl"))
+        curves = (self.work / "fit.jsonl").read_bytes()
+        write_bytes(self.path.with_suffix(".fit.jsonl"), curves)
         return tableau, {
             "fit_seconds": fit.seconds,
             "fit_peak_bytes": fit.peak_bytes,

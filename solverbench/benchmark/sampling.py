@@ -114,6 +114,9 @@ def _make(
     """Sample one block and write it."""
     (noise, seeds), seconds, states = start, list[float](), []
     condition = backbone.condition(seeds)
+    with torch.no_grad():  # what is set up at the first call belongs to no measurement
+        first = condition[:1] if condition is not None else None
+        sample(backbone, tableau, noise[:1], first)
     with (
         torch.no_grad(),
         backbone.counting() as count,

@@ -2,24 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-Value = str | int | float | bool | None | list[float] | list[list[float]]
-Options = Mapping[str, Value]
+Value = JsonValue
 
 BENCHMARK_VERSION = (
     1  # raised when a metric, seeds or protocol change; versions never share a table
 )
+NUM_SEEDS = 2**32  # generators read 32 bits of a seed
 FIRST_EVALUATION_SEED = 50_000  # teacher sets use smaller seeds, evaluation these and larger ones
 
 
 class Model(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Named(Model):
@@ -94,7 +102,13 @@ class EvaluationSpec(Model):
     num_images: PositiveInt = 2000
     first_seed: int = Field(default=FIRST_EVALUATION_SEED, ge=FIRST_EVALUATION_SEED)
     batch: PositiveInt = 100
-    metrics: tuple[str, ...] = ("fd",)
+    metrics: tuple[str, ...] = Field(default=("fd",), min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluationSpec":
+        if self.first_seed + self.num_images > NUM_SEEDS:
+            raise ValueError(f"seeds end at {NUM_SEEDS - 1}; lower first_seed or num_images")
+        return self
 
 
 class RunSpec(Model):

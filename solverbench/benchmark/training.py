@@ -145,7 +145,8 @@ class Fit:
                     saved = time.monotonic()
         self.peak_bytes = max(self.peak_bytes, peak.bytes)
         self.save(checkpoint)
-        write_text(folder / "fit.jsonl", "".join(json.dumps(row) + "\n" for row in self.log))
+        rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in self.log]
+        write_text(folder / "fit.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         self.ema._put(self.ema.shadow)
         return self.solver.tableau().detach()
 

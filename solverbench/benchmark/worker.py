@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solverbench.benchmark.spec import RunSpec
+from solverbench.errors import SolverBenchError
 
 REPORT_SECONDS = 0.2
 
@@ -16,8 +17,8 @@ REPORT_SECONDS = 0.2
 def main() -> None:
     """Read a job from standard input, do it, report to standard output.
 
-    The job is {"kind": "cell" or a part of the teacher, "root", "spec", "threads"}. Standard input
-    stays open as long as the launcher lives; when it closes, this process ends at once.
+    The job is {"kind": "cell" or a part of the teacher, "root", "spec", "threads", "jobs"}.
+    Standard input stays open as long as the launcher lives; when it closes, this process ends.
     """
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_launcher, daemon=True).start()
@@ -26,11 +27,11 @@ def main() -> None:
     from solverbench.benchmark.run import Run
 
     torch.set_num_threads(job["threads"])
-    run = Run(RunSpec.model_validate(job["spec"]), Path(job["root"]), _reporter())
-    if job["kind"] == "cell":
-        run.execute()
-    else:
-        run.prepare(job["kind"])
+    run = Run(RunSpec.model_validate(job["spec"]), Path(job["root"]), _reporter(), job["jobs"])
+    try:
+        run.execute() if job["kind"] == "cell" else run.prepare(job["kind"])
+    except SolverBenchError as error:
+        sys.exit(str(error))
     _say({"stage": "done", "done": 1, "total": 1})
 
 

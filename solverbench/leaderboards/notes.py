@@ -94,7 +94,7 @@ def _provenance(group: Sequence[Result]) -> list[str]:
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     versions = _values(made, lambda p: f"{p.solverbench}, Python {p.python}, torch {p.torch}")
     lines = [
-        f"Made on {_values(made, lambda p: f'{p.device}, {p.threads} thread(s)')} "
+        f"Made on {_values(made, _machine)} "
         f"with solverbench {versions}; commit {_values(made, lambda p: p.commit)}; {span} (UTC)."
     ]
     for what, hashes in (
@@ -105,6 +105,11 @@ def _provenance(group: Sequence[Result]) -> list[str]:
         warning = " Rows differ in them: do NOT compare." if len(hashes) > 1 else ""
         lines.append(f"SHA-256 of the {what}: {short}.{warning}")
     return lines
+
+
+def _machine(one: Provenance) -> str:
+    """Device and what shared it; seconds depend on both."""
+    return f"{one.device}, {one.threads} thread(s), {one.jobs} process(es) at once"
 
 
 def _values(made: Sequence[Provenance], of: Callable[[Provenance], str]) -> str:

@@ -82,7 +82,9 @@ def console(results: Sequence[Result], metrics: Sequence[str] | None = None) -> 
         first = tables[0]
         parts.append(_rich(f"{first.facts.label}: {heading(group)}", _grid(first, faults, RICH)))
         parts.append(_rich("all metrics", _overview(tables, faults, RICH)))
+        parts.append(_rich("cost, measured", _costs(group, RICH)))
         parts += [rich_escape(f"[{i}] {fault}") for i, fault in enumerate(faults, 1)]
+        parts += [rich_escape(f"- {line}") for line in notes(group, tables)]
     return Group(*parts)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 State = Tensor  # an image batch (B, C, H, W) or a coefficient row (N + 1,): both add and scale
 Network = Callable[[State, Tensor, Tensor], Prediction]  # (x, conversion time, network time)
 Conversion = Literal["node", "network"]
+MAX_NFE = 4096  # a table has NFE^2 entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,8 @@ class Setting:
     output: Output = "x0"
 
     def __post_init__(self) -> None:
-        if self.nfe < 1:
-            raise ValueError(f"nfe must be at least 1; got {self.nfe}")
+        if not isinstance(self.nfe, int) or not 1 <= self.nfe <= MAX_NFE:
+            raise ValueError(f"nfe is a whole number from 1 to {MAX_NFE}; got {self.nfe}")
 
 
 class Solver(ABC):

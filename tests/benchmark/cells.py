@@ -40,7 +40,7 @@ def worker(spec: RunSpec, root: Path, kind: str = "cell") -> Iterator["subproces
     """A worker at its job; it is killed at the end of the block if it still runs."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "SOLVERBENCH_CHECKPOINT_SECONDS": "0"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "solverbench.benchmark.worker"],
+        [sys.executable, "-P", "-m", "solverbench.benchmark.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -48,7 +48,8 @@ def worker(spec: RunSpec, root: Path, kind: str = "cell") -> Iterator["subproces
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    job = {"kind": kind, "root": str(root), "threads": 1, "spec": spec.model_dump(mode="json")}
+    job = {"kind": kind, "root": str(root), "threads": 1, "jobs": 1}
+    job |= {"spec": spec.model_dump(mode="json")}
     try:
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()

@@ -17,7 +17,7 @@ from solverbench.errors import SolverBenchError
 from tests.benchmark.cells import FIT, TEACHER, cell
 
 SUDDEN = '''
-import os, pathlib, signal
+import os, pathlib, signal, sys
 
 from solverbench.solvers.ddim import DDIM
 
@@ -31,6 +31,8 @@ class Sudden(DDIM):
 
     def integrate(self, x, grid, network):
         how = self.script.read_text() if self.script.exists() else ""
+        if not sys.argv[0].endswith("worker.py"):
+            how = ""  # the launcher traces a solver too, to check it
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "exit":
@@ -39,6 +41,9 @@ class Sudden(DDIM):
             raise RuntimeError("the first line\\nand the second")
         return super().integrate(x, grid, network)
 '''
+
+
+PAIRED = ("fd", "fd-teacher")
 
 
 @pytest.fixture
@@ -106,7 +111,11 @@ def test_finished_cells_are_read_and_no_process_starts(
 def test_a_plan_makes_each_shared_part_once_and_the_longest_job_first(tmp_path: Path) -> None:
     teacher = cell(TEACHER.solver.name, nfe=TEACHER.nfe)
     learned = [cell("gs", nfe=n, fit=FIT) for n in (3, 4)]
-    parts, cells = plan([cell("ddim"), *learned, teacher], tmp_path)
+    parts, _ = plan([cell("ddim"), *learned, teacher], tmp_path)
+    assert [job.kind for job in parts] == ["train"]  # no metric is against the teacher
+    learned = [cell("gs", nfe=n, fit=FIT, metrics=PAIRED) for n in (3, 4)]
+    teacher = cell(TEACHER.solver.name, nfe=TEACHER.nfe, metrics=PAIRED)
+    parts, cells = plan([cell("ddim", metrics=PAIRED), *learned, teacher], tmp_path)
     assert sorted(job.kind for job in parts) == ["evaluation", "train"]
     assert [(j.spec.solver.name, j.spec.nfe) for j in cells] == [
         ("gs", 4),
@@ -137,7 +146,7 @@ def test_a_process_that_cannot_be_started_is_told_and_nothing_hangs(
     assert result.status == "failed"
     assert "/no/such/python" in result.reason
     with pytest.raises(SolverBenchError, match=r"teacher, evaluation set: .*no/such/python"):
-        run_all([cell("ddim")], tmp_path, 1)
+        run_all([cell("ddim", metrics=PAIRED)], tmp_path, 1)
 
 
 LAUNCHER = """
@@ -175,7 +184,9 @@ def _state(pid: int) -> tuple[str, int] | tuple[()]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_workers_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
-    spec = cell("ddim", num_images=20_000, batch=10)  # far more than the test waits for
+    spec = cell(
+        "ddim", num_images=20_000, batch=10, metrics=PAIRED
+    )  # far more than the test waits for
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, spec.model_dump_json(), str(tmp_path)],
         stdout=subprocess.PIPE,

@@ -160,7 +160,7 @@ def test_labels_name_the_extractor_where_the_value_depends_on_it() -> None:
     metrics = (FD(), FDTeacher(), FDTexture(), Precision(), Recall(), RMSETeacher())
     labels = [metric.label("digits") for metric in metrics]
     assert labels[:3] == ["FD[digits]", "FD-T[digits]", "FD-texture[digits]"]
-    assert labels[3:] == ["precision", "recall", "RMSE-T"]
+    assert labels[3:] == ["precision[digits]", "recall[digits]", "RMSE-T"]
 
 
 class Half:

@@ -126,5 +126,5 @@ def test_a_plugin_that_calls_too_often_is_caught(found: Any) -> None:
 def test_a_plugin_that_cannot_be_imported_is_one_line_with_its_package(found: Any) -> None:
     assert found["absent"] == (
         "SolverBenchError: solver 'absent' of ab2 0.1 cannot be imported: "
-        "No module named 'no_such_module'"
+        "ModuleNotFoundError: No module named 'no_such_module'"
     )

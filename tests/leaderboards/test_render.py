@@ -38,7 +38,8 @@ def test_notes_say_what_a_reader_must_know(group: list[Result]) -> None:
         "FD[cifar16]: moments to the data.",
         "training seeds 0, 1; 12.5 s a cell",
         "sample standard deviation",
-        "cpu, 1 thread(s) with solverbench 0.1.0, Python 3.11, torch 2.11; commit abc; 2026-11-20",
+        "cpu, 1 thread(s), 1 process(es) at once with solverbench 0.1.0, Python 3.11, torch 2.11;",
+        "commit abc; 2026-11-20",
     ):
         assert part in text
 

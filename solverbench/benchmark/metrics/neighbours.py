@@ -86,8 +86,8 @@ class Precision(Metric):
     about = "share of generated embeddings strictly inside a data ball, k=5, equal numbers"
 
     def label(self, extractor_name: str) -> str:
-        """``precision``."""
-        return "precision"
+        """``precision[cifar16]`` and the like."""
+        return f"precision[{extractor_name}]"
 
     def compute(self, *, generated: Features, reference: Reference) -> float:
         """Between 0 and 1."""
@@ -107,8 +107,8 @@ class Recall(Metric):
     about = "share of data embeddings strictly inside a ball of generated ones, k=5, equal numbers"
 
     def label(self, extractor_name: str) -> str:
-        """``recall``."""
-        return "recall"
+        """``recall[cifar16]`` and the like."""
+        return f"recall[{extractor_name}]"
 
     def compute(self, *, generated: Features, reference: Reference) -> float:
         """Between 0 and 1."""
