@@ -126,7 +126,7 @@ def draw(results: Sequence[Result], root: Path, num: int, path: Path) -> None:
         tableau = Tableau.load(Run(result.spec, root).tableau_path)
         first = result.spec.evaluation.first_seed
         images = images_of(result.spec.backbone, tableau, range(first, first + num))
-        kind = "teacher, " if result.spec.is_teacher else ""
+        kind = "teacher: " if result.spec.is_teacher else ""
         pictures.append((f"{kind}{result.title} @ {result.spec.nfe}", images))
     write_png(path, labelled(pictures, _scale(pictures[0][1])))
 

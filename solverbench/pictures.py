@@ -11,7 +11,7 @@ from torch import Tensor
 from solverbench.files import write_bytes
 from solverbench.images import quantise_edm
 
-LABEL_WIDTH = 150  # pixels beside a labelled row
+LABEL_WIDTH = 190  # pixels beside a labelled row
 
 
 def tile(images: Tensor, columns: int, scale: int, gap: int = 2) -> Image.Image:

@@ -76,10 +76,14 @@ class Run:
             return True  # a record that was copied alone
         stored = Tableau.load(self.tableau_path)
         before = stored.meta.get("untrained") or stored.A.tolist()
-        now = solver.tableau().A.detach()
-        return now.shape == stored.A.shape and torch.allclose(
-            now, torch.tensor(before, dtype=torch.float64), rtol=1e-6, atol=1e-9
-        )  # other processors round differently, other formulas differ by more
+        now = traced(solver)
+        return (
+            now is not None
+            and now.A.shape == stored.A.shape
+            and torch.allclose(  # processors round differently, other formulas differ by more
+                now.A, torch.tensor(before, dtype=torch.float64), rtol=1e-6, atol=1e-9
+            )
+        )
 
     def check(self) -> None:
         """Load everything that can be wrong, before anything slow starts.
@@ -99,13 +103,9 @@ class Run:
             registry.distances.get(self.spec.fit.distance)(backbone, extractor)
         noise = backbone.noise([evaluation.first_seed])
         check_match(backbone, self._teacher_tableau(backbone), noise)
-        try:
-            tableau = solver.tableau()
-        except Exception as error:
-            if isinstance(error, SolverBenchError):
-                raise
-            return  # a plugin's own fault is a failed row, not the end of the others
-        check_match(backbone, tableau, noise)
+        tableau = traced(solver)
+        if tableau is not None:
+            check_match(backbone, tableau, noise)
 
     def execute(self) -> Result:
         """Do what is missing and return the record; a failure is a record too."""
@@ -148,7 +148,9 @@ class Run:
 
     def _teacher(self, backbone: Backbone, seeds: Sequence[int], stage: str) -> Samples:
         spec, batch = self.spec, self.spec.evaluation.batch
-        key = digest(spec.backbone, spec.teacher, seeds[0], seeds[-1], batch)
+        key = digest(
+            spec.backbone, backbone.weights_sha256, spec.teacher, seeds[0], seeds[-1], batch
+        )
         folder = self.root / "teachers" / f"{spec.backbone.name}-{seeds[0]:05d}-{key}"
         tableau = self._teacher_tableau(backbone)
         return sample_seeds(folder, backbone, tableau, seeds, batch, self._stage(stage))
@@ -282,6 +284,20 @@ def run(spec: RunSpec, root: str | Path = "runs") -> Result:
     """
     check_writable(Path(root))
     return Run(spec, Path(root)).execute()
+
+
+def traced(solver: Solver) -> Tableau | None:
+    """A solver's tableau; None where its own code fails: a worker will find that and record it.
+
+    Raises:
+        SolverBenchError: for what a user can mend.
+    """
+    try:
+        return solver.tableau().detach()
+    except SolverBenchError:
+        raise
+    except Exception:
+        return None
 
 
 def needs_teacher(spec: RunSpec) -> bool:

@@ -188,11 +188,20 @@ class Fit:
         tensors |= {f"rule.{k}": v for k, v in self.rule.state().items()}
         tensors["rng"] = self.rng.get_state()
         facts = {k: getattr(self, k) for k in self._counters()} | {"ema": self.ema.num_updates}
+        facts["weights"] = self.lesson.backbone.weights_sha256
         tensorfile.write(path, FORMAT, tensors, facts)
 
     def load(self, path: Path) -> None:
-        """Continue from what ``save`` wrote."""
+        """Continue from what ``save`` wrote.
+
+        Raises:
+            SolverBenchError: for a damaged file, or one made with other weights.
+        """
         tensors, facts = tensorfile.read(path, FORMAT)
+        if facts["weights"] != self.lesson.backbone.weights_sha256:
+            raise SolverBenchError(
+                f"{path} was made with other weights; remove {path.parent} and run again"
+            )
         self.ema.num_updates = facts.pop("ema")
         for key in self._counters():
             setattr(self, key, facts[key])
