@@ -105,8 +105,8 @@ def test_grid_that_the_logits_cannot_hold_is_refused() -> None:
         GS(Setting(VPLinear(), 3), schedule=times)
 
 
-def test_explicit_start_keeps_its_own_ends() -> None:
-    times = [0.9, 0.5, 0.2, 0.01]
+def test_an_explicit_start_keeps_its_own_nodes() -> None:
+    times = [1.0, 0.5, 0.2, 0.01]
     grid = GS(Setting(VPLinear(), 3), schedule=times).grid()
     assert gap(grid.t, times) < 1e-15
     assert gap(grid.t_eval, times[:-1]) < 1e-15
