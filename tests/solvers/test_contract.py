@@ -185,5 +185,5 @@ def test_bad_options_are_refused(name: str, options: dict[str, object], message:
 
 
 def test_nfe_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="nfe is a whole number from 1; got 0"):
+    with pytest.raises(ValueError, match="nfe is a whole number from 1 to 4096; got 0"):
         bound(DDIM, Gaussian(), 0)
