@@ -36,7 +36,7 @@ DENOISERS = {
             "attention": [8, 4],
             "num_classes": 10,
         },
-        num_images=2_400_000,
+        num_images=2_100_000,
     ),
 }
 IMAGES: dict[str, Callable[[Path | None], datasets.Images]] = {
