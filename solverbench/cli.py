@@ -66,7 +66,7 @@ def words(
 
 def _width() -> int | None:
     """Of tables: the terminal's; wide enough for all metrics where there is none."""
-    return None if sys.stdout.isatty() else 120
+    return None if sys.stdout.isatty() else 140
 
 
 def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:

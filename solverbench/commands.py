@@ -137,7 +137,9 @@ def images_of(named: Named, tableau: Tableau, seeds: Sequence[int]) -> Tensor:
     backbone = load_backbone(named.name, **named.options)
     parts = [seeds[i : i + 64] for i in range(0, len(seeds), 64)]
     images = []
-    for part in track(parts, "sampling", console=Console(stderr=True), transient=True):
+    screen = Console(stderr=True)
+    quiet = not screen.is_terminal
+    for part in track(parts, "sampling", console=screen, transient=True, disable=quiet):
         noise, condition = backbone.noise(part), backbone.condition(part)
         images.append(backbone.decode(sample(backbone, tableau, noise, condition)).cpu())
     return torch.cat(images)

@@ -99,6 +99,7 @@ class Run:
             raise SolverBenchError(
                 f"num_images is {evaluation.num_images}; metrics need at least 2"
             )
+        extractor.reference()
         if self.spec.fit is not None:
             registry.distances.get(self.spec.fit.distance)(backbone, extractor)
         noise = backbone.noise([evaluation.first_seed])
