@@ -94,7 +94,8 @@ def tableau_tables(path: Path) -> Group:
     """A tableau file for the terminal: facts, then a row a state."""
     tableau, facts = Tableau.load(path), Table(show_header=False, box=None)
     for key, value in tableau.meta.items():
-        facts.add_row(key, str(value))
+        if key != "untrained":  # a table of its own; --json has it
+            facts.add_row(key, str(value))
     rows = Table(title="state = A0 noise + A1 e0 + A2 e1 + ...", title_justify="left")
     columns = ["call", "t", *("noise" if k == 0 else f"e{k - 1}" for k in range(tableau.nfe + 1))]
     for column in columns:

@@ -33,7 +33,8 @@ class Cost(Model):
         network_rows: rows through the network a sample; 2 a call with guidance.
         seconds_per_image: sampling without decoding, median over batches.
         decode_seconds_per_image: decoding alone, median over batches.
-        peak_bytes: while sampling, above what was there before.
+        peak_bytes: while sampling, above what was there before. On the CPU a learned solver's is
+            higher by what its fit left in the heap of the same process.
         fit_seconds: first to last iteration, without validation and checkpoints.
         fit_peak_bytes: while training, above what was there before.
         fit_iterations: optimiser steps done.
