@@ -1,7 +1,7 @@
 """What a backbone is: a pretrained denoiser with its schedule, noise, conditions and decoding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -140,6 +140,3 @@ class Backbone(ABC):
         finally:
             handle.remove()
             self._count = before
-
-
-Decoder = Callable[[Tensor], Tensor]

@@ -48,11 +48,6 @@ class Pretraining:
         left = (self.num_images - seen) / (self.decay * self.num_images)
         return self.lr * min(1.0, (seen + self.batch) / self.warmup_images, left)
 
-    @property
-    def plateau(self) -> int:
-        """Images up to which ``num_images`` may still be changed without changing a step."""
-        return round((1 - self.decay) * self.num_images)
-
 
 WEIGHTS_FORMAT = "solverbench-denoiser-1"
 CHECKPOINT_FORMAT = "solverbench-pretraining-1"

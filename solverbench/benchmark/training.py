@@ -65,13 +65,14 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Let the parameters be the average inside the block."""
         kept = {key: p.detach().clone() for key, p in self.parameters.items()}
-        self._put(self.shadow)
+        self.put(self.shadow)
         try:
             yield
         finally:
-            self._put(kept)
+            self.put(kept)
 
-    def _put(self, values: dict[str, Tensor]) -> None:
+    def put(self, values: dict[str, Tensor]) -> None:
+        """Set the parameters, by name."""
         for key, parameter in self.parameters.items():
             parameter.data.copy_(values[key])
 
@@ -147,7 +148,7 @@ class Fit:
         self.save(checkpoint)
         rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in self.log]
         write_text(folder / "fit.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        self.ema._put(self.ema.shadow)
+        self.ema.put(self.ema.shadow)
         return self.solver.tableau().detach()
 
     def advance(self) -> None:
