@@ -1,4 +1,4 @@
-"""Plugins by name: solvers, backbones, metrics, extractors and distances, found by entry points."""
+"""Plugins by name, found by entry points: solvers, schedules, backbones, metrics and others."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -76,3 +76,4 @@ backbones: Registry[Any] = Registry("backbone")
 metrics: Registry[Any] = Registry("metric")
 extractors: Registry[Any] = Registry("extractor")
 distances: Registry[Any] = Registry("distance")
+schedules: Registry[Any] = Registry("schedule")

@@ -25,6 +25,8 @@ LEAVES = {
 }
 CONTRACTS = {
     "solverbench.solvers.base",
+    "solverbench.solvers.fitting",
+    "solverbench.solvers.schedules",
     "solverbench.solvers.tableau",
     "solverbench.backbones.base",
 }

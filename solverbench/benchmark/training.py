@@ -20,7 +20,8 @@ from solverbench.benchmark.sampling import Progress, Samples
 from solverbench.benchmark.spec import FitSpec, digest
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
-from solverbench.solvers.base import Batch, FitTask, LearnableSolver, TrainingRule
+from solverbench.solvers.base import LearnableSolver
+from solverbench.solvers.fitting import Batch, FitTask, TrainingRule
 from solverbench.solvers.tableau import Tableau, sample
 
 FORMAT = "solverbench-fit-1"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from solverbench.schedule import NoiseSchedule, Output, Prediction, TimeGrid, nodes
 
 if TYPE_CHECKING:
+    from solverbench.solvers.fitting import FitTask, TrainingRule
     from solverbench.solvers.tableau import Tableau
 
 State = Tensor  # an image batch (B, C, H, W) or a coefficient row (N + 1,): both add and scale
@@ -197,67 +198,6 @@ class MultistepSolver(Solver):
         """
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Teacher pairs of one training step.
-
-    Attributes:
-        noise: unit-variance noise, (B, C, H, W).
-        target: the teacher's final state of the same noise, (B, C, H, W).
-        condition: what the network is conditioned on, or None.
-        rows: their places in the teacher set, (B,).
-    """
-
-    noise: Tensor
-    target: Tensor
-    condition: Any
-    rows: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class FitTask:
-    """What the harness hands to a learnable solver; everything in it is equal for all methods.
-
-    Attributes:
-        sample: ``sample(tableau, noise, condition)`` on the backbone, with gradients.
-        distance: ``distance(student, target)`` on final states, (B, C, H, W) twice to (B,).
-        lr: learning rate asked for.
-        clip: gradient norm asked for.
-        rng: generator of this run, for what a rule draws itself.
-    """
-
-    sample: Callable[[Any, Tensor, Any], Tensor]
-    distance: Callable[[Tensor, Tensor], Tensor]
-    lr: float
-    clip: float
-    rng: torch.Generator
-
-
-class TrainingRule(ABC):
-    """What happens to one batch: losses, optimisers and their state. The loop is the harness's."""
-
-    @abstractmethod
-    def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
-        """Train on one batch.
-
-        Args:
-            batch: teacher pairs.
-            scale: factor on the learning rate at this iteration.
-
-        Returns:
-            What to log, () each, without gradients; ``loss`` is required. A step whose gradient
-            is not finite changes nothing and reports it as the loss.
-        """
-
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """Everything but the solver's own parameters, for a checkpoint."""
-
-    @abstractmethod
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from what ``state`` gave."""
-
-
 class LearnableSolver(Solver, nn.Module):
     """A solver with parameters; they appear in ``grid`` and ``integrate`` as ordinary tensors."""
 
@@ -273,58 +213,15 @@ class LearnableSolver(Solver, nn.Module):
         nn.Module.__init__(self)
         Solver.__init__(self, setting, schedule=schedule, t_min=t_min, rho=rho)
 
-    def rule(self, task: FitTask) -> TrainingRule:
+    def rule(self, task: "FitTask") -> "TrainingRule":
         """How a batch trains this solver; plain distillation unless overridden."""
+        from solverbench.solvers.fitting import Distillation
+
         return Distillation(self, task)
 
     def num_used(self) -> int:
         """How many numbers training can change."""
         return sum(p.numel() for p in self.parameters())
-
-
-class Distillation(TrainingRule):
-    """Adam on the mean distance to the teacher's sample, gradients clipped by their global norm.
-
-    Args:
-        solver: whose parameters are trained.
-        task: from the harness.
-
-    Source: gs-gas.md section 8.4, steps 1, 2 and 6.
-    """
-
-    def __init__(self, solver: LearnableSolver, task: FitTask) -> None:
-        self.solver, self.task = solver, task
-        self.parameters = dict(solver.named_parameters())
-        self.optimiser = torch.optim.Adam(self.parameters.values(), lr=task.lr)
-
-    def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
-        """One Adam step on one batch."""
-        sample = self.task.sample(self.solver.tableau(), batch.noise, batch.condition)
-        loss = self.task.distance(sample, batch.target).mean()
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.task.clip)
-        if bool(torch.isfinite(norm)):
-            self.optimiser.param_groups[0]["lr"] = scale * self.task.lr
-            self.optimiser.step()
-            return {"loss": loss.detach(), "grad_norm": norm.detach()}
-        return {"loss": torch.full_like(loss.detach(), torch.nan), "grad_norm": norm.detach()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Adam's moments."""
-        return {
-            f"{key}.{name}": value
-            for key, parameter in self.parameters.items()
-            for name, value in self.optimiser.state.get(parameter, {}).items()
-        }
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put Adam's moments back."""
-        for key, parameter in self.parameters.items():
-            names = [name for name in state if name.rpartition(".")[0] == key]
-            if names:
-                values = {name.rpartition(".")[2]: state[name].clone() for name in names}
-                self.optimiser.state[parameter] = values
 
 
 def choice(name: str, value: str, allowed: Iterable[str]) -> str:
