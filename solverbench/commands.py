@@ -69,8 +69,12 @@ def _edit(data: dict[str, Any], choice: Choice) -> None:
     if choice.backbone is not None and choice.backbone != _name(data.get("backbone")):
         data["backbone"] = choice.backbone
     if choice.solvers:
-        known = {_name(entry): entry for entry in data.get("solvers") or ()}
-        data["solvers"] = [known.get(name, name) for name in choice.solvers]
+        entries = data.get("solvers") or ()
+        data["solvers"] = [
+            entry
+            for name in choice.solvers
+            for entry in [e for e in entries if _name(e) == name] or [name]
+        ]
     if choice.nfe:
         data["nfe"] = list(choice.nfe)
         entries = data.get("solvers") or ()

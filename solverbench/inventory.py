@@ -14,7 +14,13 @@ from rich.table import Table
 
 from solverbench import registry
 from solverbench.baselines.recipe import load_recipe, recipe_names
-from solverbench.benchmark.conformance import Check, check_backbone, check_metric, check_solver
+from solverbench.benchmark.conformance import (
+    Check,
+    check_backbone,
+    check_metric,
+    check_schedule,
+    check_solver,
+)
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.errors import SolverBenchError, unknown_name
 from solverbench.schedule import GRIDS
@@ -23,6 +29,7 @@ from solverbench.stored_schedules import STORED_SIGMAS
 
 REGISTRIES = {
     "solvers": registry.solvers,
+    "schedules": registry.schedules,
     "backbones": registry.backbones,
     "metrics": registry.metrics,
     "distances": registry.distances,
@@ -38,8 +45,12 @@ def inventory(kind: str) -> list[dict[str, str]]:
     if kind == "schedules":
         lines = {name: f"default rho {rho:g}" for name, (_, rho) in GRIDS.items()}
         lines |= {name: source for name, (_, _, source) in STORED_SIGMAS.items()}
-        return [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
-    plugins = REGISTRIES[kind]
+        ours = [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
+        return ours + _plugins_of(registry.schedules)
+    return _plugins_of(REGISTRIES[kind])
+
+
+def _plugins_of(plugins: registry.Registry[Any]) -> list[dict[str, str]]:
     return [
         {"name": name, "about": _about_plugin(plugins, name), "package": plugins.package(name)}
         for name in plugins.names()
@@ -66,7 +77,12 @@ def check_plugin(name: str) -> list[Check]:
     Raises:
         SolverBenchError: where none does.
     """
-    checks = {"solvers": check_solver, "backbones": check_backbone, "metrics": check_metric}
+    checks = {
+        "solvers": check_solver,
+        "schedules": check_schedule,
+        "backbones": check_backbone,
+        "metrics": check_metric,
+    }
     for kind, run in checks.items():
         if name in REGISTRIES[kind].names():
             return list(run(name))
@@ -129,7 +145,12 @@ def diagnose() -> list[Finding]:
     ]
     found += [_backbone(name) for name in registry.backbones.names()]
     found += [_plugins(kind) for kind in REGISTRIES]
-    extras = {"sklearn": "train (digits)", "pytest_benchmark": "bench"}
+    extras = {
+        "sklearn": "train (digits)",
+        "pytest_benchmark": "bench",
+        "scipy": "schedules (dmn)",
+        "lpips": "lpips (distance lpips), with VGG16 in torch.hub's checkpoints",
+    }
     for module, what in extras.items():
         here = importlib.util.find_spec(module) is not None
         found.append(Finding(f"extra {module}", here, f"for {what}"))

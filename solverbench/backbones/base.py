@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -59,6 +60,7 @@ class Backbone(ABC):
         output: what the network gives: ``x0``, ``eps`` or ``v``.
         t_floor: smallest time the network was trained for.
         extractor: plugin that measures its images, or None.
+        discriminator: weights of a pretrained discriminator for GAS, or None.
         network: the module whose forward passes are counted, parameters frozen.
         weights_sha256: identity of the weights.
         quantisation: 8-bit rule of its images, ``edm`` (rounds) or ``adm`` (floors).
@@ -71,6 +73,7 @@ class Backbone(ABC):
     output: Output = "x0"
     t_floor: float
     extractor: str | None = None
+    discriminator: Path | None = None
     network: nn.Module
     weights_sha256: str = ""
     quantisation: Literal["edm", "adm"] = "edm"

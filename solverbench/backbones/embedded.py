@@ -52,6 +52,7 @@ class Embedded(Backbone):
         self.schedule = VPLinear(0.1, 20.0, t_min)
         self.t_floor = 1e-4
         self.extractor = self.name
+        self.discriminator = FOLDER / f"{self.name}-discriminator.safetensors"
         shape = facts["network"]
         self.state_shape = (shape["num_channels"], shape["resolution"], shape["resolution"])
 

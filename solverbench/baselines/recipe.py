@@ -34,11 +34,13 @@ class Entry(Named):
     """A solver of the matrix, with what it does differently from the rest of the recipe.
 
     Attributes:
+        schedule: optimiser that chooses its times; a bare name is enough.
         nfe: instead of the recipe's list.
         fit: the recipe's budget with the entry's own keys over it.
         seeds: instead of the recipe's list.
     """
 
+    schedule: Plugin | None = None
     nfe: Counts | None = None
     fit: FitSpec | None = None
     seeds: Seeds | None = None
@@ -140,7 +142,14 @@ def cells(recipe: Recipe, learnable: Callable[[str], bool]) -> list[RunSpec]:
         "evaluation": recipe.evaluation,
     }
     found = [
-        RunSpec(solver=Named(name=e.name, options=e.options), nfe=n, fit=fit, seed=s, **shared)
+        RunSpec(
+            solver=Named(name=e.name, options=e.options),
+            schedule=e.schedule,
+            nfe=n,
+            fit=fit,
+            seed=s,
+            **shared,
+        )
         for e in recipe.solvers
         for fit, seeds in [_training(recipe, e, learnable(e.name))]
         for n in e.nfe or recipe.nfe

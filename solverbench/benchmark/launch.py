@@ -68,6 +68,13 @@ def cost_of(spec: RunSpec) -> float:
     return sampling + (1 + BACKWARD_COST) * forward
 
 
+def title_of(spec: RunSpec) -> str:
+    """A cell in a few words."""
+    schedule = f" [{spec.schedule.name}]" if spec.schedule else ""
+    seed = f", seed {spec.seed}" if spec.seed else ""
+    return f"{spec.solver.name}{schedule} @ {spec.nfe}{seed}"
+
+
 def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
     """Jobs for the cells that are not finished: the shared parts, then the cells.
 
@@ -93,7 +100,7 @@ def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
             size = spec.teacher.nfe * spec.evaluation.num_images
             key = ("evaluation", *teacher, spec.evaluation.model_dump_json())
             parts.setdefault(key, Job("evaluation", spec, size, "teacher, evaluation set"))
-    cells = [Job("cell", s, cost_of(s), f"{s.solver.name} @ {s.nfe}") for s in open_specs]
+    cells = [Job("cell", s, cost_of(s), title_of(s)) for s in open_specs]
     return _longest_first(parts.values()), _longest_first(cells)
 
 

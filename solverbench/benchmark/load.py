@@ -10,6 +10,7 @@ from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.errors import SolverBenchError
 from solverbench.solvers.base import LearnableSolver, Setting, Solver
+from solverbench.solvers.schedules import ScheduleOptimiser
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -55,6 +56,28 @@ def load_solver(name: str, backbone: Backbone, nfe: int, **options: Any) -> Solv
     try:
         setting = Setting(backbone.schedule, nfe, backbone.output)
         made: Solver = kind(setting, **options)
+    except (ValueError, TypeError) as error:
+        raise SolverBenchError(_named(name, str(error))) from error
+    return made
+
+
+def load_schedule(name: str, **options: Any) -> ScheduleOptimiser:
+    """A schedule optimiser by its registered name.
+
+    Args:
+        name: see ``solverbench list schedules``.
+        **options: keywords of its class.
+
+    Returns:
+        The optimiser; ``.times(task)`` runs it.
+
+    Raises:
+        SolverBenchError: for an unknown name or option, or a bad value.
+    """
+    kind = registry.schedules.get(name)
+    check_options("schedule", name, kind, options, skip=1)
+    try:
+        made: ScheduleOptimiser = kind(**options)
     except (ValueError, TypeError) as error:
         raise SolverBenchError(_named(name, str(error))) from error
     return made

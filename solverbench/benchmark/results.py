@@ -38,6 +38,9 @@ class Cost(Model):
         fit_seconds: first to last iteration, without validation and checkpoints.
         fit_peak_bytes: while training, above what was there before.
         fit_iterations: optimiser steps done.
+        fit_network_rows: rows through the network in the fit, validation included; of a schedule
+            optimiser its warm-up.
+        fit_pairs: teacher pairs used, training and validation.
         num_parameters: numbers that training can change.
     """
 
@@ -49,6 +52,8 @@ class Cost(Model):
     fit_seconds: float = 0.0
     fit_peak_bytes: int = 0
     fit_iterations: int = 0
+    fit_network_rows: int = 0
+    fit_pairs: int = 0
     num_parameters: int = 0
 
 

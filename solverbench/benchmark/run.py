@@ -18,6 +18,7 @@ from solverbench.benchmark.metrics.base import Metric
 from solverbench.benchmark.provenance import provenance
 from solverbench.benchmark.results import Cost, MetricFacts, Result
 from solverbench.benchmark.sampling import Samples, sample_seeds
+from solverbench.benchmark.scheduling import schedule_facts, schedule_title, solver_of, times_of
 from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, RunSpec, digest
 from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
 from solverbench.benchmark.training import Fit, Lesson
@@ -76,7 +77,8 @@ class Run:
             return True  # a record that was copied alone
         stored = Tableau.load(self.tableau_path)
         before = stored.meta.get("untrained") or stored.A.tolist()
-        now = traced(solver)
+        times = stored.meta.get("times")
+        now = traced(solver_of(self.spec, backbone, tuple(times)) if times else solver)
         return (
             now is not None
             and now.A.shape == stored.A.shape
@@ -141,7 +143,7 @@ class Run:
         spec = self.spec
         backbone = load_backbone(spec.backbone.name, **spec.backbone.options)
         torch.manual_seed(spec.seed)
-        solver = load_solver(spec.solver.name, backbone, spec.nfe, **spec.solver.options)
+        solver = solver_of(spec, backbone)
         if isinstance(solver, LearnableSolver) != (spec.fit is not None):
             needs = "needs" if spec.fit is None else "cannot use"
             raise SolverBenchError(f"solver {spec.solver.name} {needs} a fit budget")
@@ -185,7 +187,7 @@ class Run:
         metrics, facts, reference, decoding = self._metrics(backbone, samples)
         return Result(
             spec=self.spec,
-            title=solver.title or type(solver).__name__,
+            title=(solver.title or type(solver).__name__) + schedule_title(self.spec),
             status="ok",
             metrics=metrics,
             metric_facts=facts,
@@ -197,38 +199,57 @@ class Run:
                 self.jobs,
                 registry.solvers.package(self.spec.solver.name),
             ),
-            conventions=conventions(tableau),
+            conventions=conventions(tableau) | schedule_facts(self.spec.schedule),
             flags=solver.flags,
         )
 
     def _tableau(self, backbone: Backbone, solver: Solver) -> tuple[Tableau, dict[str, Any]]:
-        """Train where there is something to train; store the table either way."""
+        """Times first, then training, where there are any to find; store the table either way."""
+        times = times_of(self.spec, backbone, self.work)
+        cost = times.cost() if times else {}
+        kept: dict[str, Any] = {"times": list(times.nodes)} if times else {}
+        if times:
+            solver = solver_of(self.spec, backbone, times.nodes)
         if not isinstance(solver, LearnableSolver):
             tableau = solver.tableau().detach()
+            tableau = replace(tableau, meta=tableau.meta | kept)
             tableau.save(self.tableau_path)
-            return tableau, {}
-        assert self.spec.fit is not None
-        train, validation = (
-            self._teacher(backbone, seeds, "teacher") for seeds in fit_seeds(self.spec)
-        )
-        kind = registry.distances.get(self.spec.fit.distance)
-        distance = kind(backbone, extractor_of(backbone))
-        fit = Fit(
-            solver, Lesson(self.spec.fit, self.spec.seed, backbone, distance, train, validation)
-        )
+            return tableau, cost
         untrained = solver.tableau().A.tolist()
+        fit = Fit(solver, self._lesson(backbone))
         tableau = fit.run(self.work, self._stage("fit"))
-        trained = {"fit": self.spec.fit.model_dump(mode="json"), "seed": self.spec.seed}
-        trained |= {"backbone": self.spec.backbone.model_dump(mode="json")}
-        tableau = replace(tableau, meta=tableau.meta | {"trained": trained, "untrained": untrained})
+        kept |= {"untrained": untrained, "trained": self._training(solver)}
+        tableau = replace(tableau, meta=tableau.meta | kept)
         tableau.save(self.tableau_path)
         curves = (self.work / "fit.jsonl").read_bytes()
         write_bytes(self.path.with_suffix(".fit.jsonl"), curves)
-        return tableau, {
-            "fit_seconds": fit.seconds,
-            "fit_peak_bytes": fit.peak_bytes,
+        spent = {
+            "fit_seconds": fit.seconds + cost.get("fit_seconds", 0.0),
+            "fit_peak_bytes": max(fit.peak_bytes, cost.get("fit_peak_bytes", 0)),
+            "fit_network_rows": fit.network_rows + cost.get("fit_network_rows", 0),
             "fit_iterations": fit.iteration,
+            "fit_pairs": len(fit.lesson.train.states) + len(fit.lesson.validation.states),
             "num_parameters": solver.num_used(),
+        }
+        return tableau, spent
+
+    def _lesson(self, backbone: Backbone) -> Lesson:
+        fit = self.spec.fit
+        assert fit is not None
+        train, validation = (
+            self._teacher(backbone, seeds, "teacher") for seeds in fit_seeds(self.spec)
+        )
+        distance = registry.distances.get(fit.distance)(backbone, extractor_of(backbone))
+        return Lesson(fit, self.spec.seed, backbone, distance, train, validation)
+
+    def _training(self, solver: LearnableSolver) -> dict[str, Any]:
+        """What a reader of the table's file must know: budget, seed, backbone, numbers learned."""
+        assert self.spec.fit is not None
+        return {
+            "fit": self.spec.fit.model_dump(mode="json"),
+            "seed": self.spec.seed,
+            "backbone": self.spec.backbone.model_dump(mode="json"),
+            "parameters": {key: p.tolist() for key, p in solver.named_parameters()},
         }
 
     def _metrics(

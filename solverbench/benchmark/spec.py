@@ -43,7 +43,7 @@ class FitSpec(Model):
     Attributes:
         iterations: optimiser steps.
         batch: teacher pairs a step.
-        lr: Adam learning rate.
+        lr: learning rate of the method's main optimiser.
         lr_schedule: ``constant`` (the paper) or ``cosine`` to 0.
         distance: plugin that compares a sample with the teacher's.
         train_size: teacher pairs to train on, seeds 0 .. train_size - 1.
@@ -52,6 +52,8 @@ class FitSpec(Model):
         ema_decay: largest decay of the weight average.
         ema_warmup: decay after update n is at most (1 + n) / (10 + n), as torch_ema has it.
         clip: global gradient norm.
+        select: which weights a fit ends with: the ``last`` or those with the ``best`` validation;
+            None leaves it to the method.
         memory: ``store`` keeps the activations of every call, ``recompute`` of one at a time.
 
     Source: gs-gas recipe of arXiv 2510.17699, appendix D; EMA warm-up as in the authors' code.
@@ -68,6 +70,7 @@ class FitSpec(Model):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     ema_warmup: bool = True
     clip: PositiveFloat = 1.0
+    select: Literal["last", "best"] | None = None
     memory: Literal["store", "recompute"] = "store"
 
     @model_validator(mode="after")
@@ -117,6 +120,7 @@ class RunSpec(Model):
     Attributes:
         backbone: plugin and options.
         solver: plugin and options.
+        schedule: optimiser that chooses the solver's times, None where its options do.
         nfe: network evaluations a sample.
         teacher: the reference run.
         evaluation: how it is measured.
@@ -127,6 +131,7 @@ class RunSpec(Model):
 
     backbone: Named
     solver: Named
+    schedule: Named | None = None
     nfe: PositiveInt
     teacher: TeacherSpec
     evaluation: EvaluationSpec
@@ -141,7 +146,8 @@ class RunSpec(Model):
     @property
     def is_teacher(self) -> bool:
         """Whether this cell is the teacher itself."""
-        return (self.solver, self.nfe) == (self.teacher.solver, self.teacher.nfe)
+        same = (self.solver, self.nfe) == (self.teacher.solver, self.teacher.nfe)
+        return same and self.schedule is None
 
 
 def digest(*parts: Model | str | int | Sequence[int]) -> str:

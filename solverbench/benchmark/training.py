@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from solverbench.solvers.tableau import Tableau, sample
 FORMAT = "solverbench-fit-1"
 CHECKPOINT_SECONDS = float(os.environ.get("SOLVERBENCH_CHECKPOINT_SECONDS", "15"))
 MAX_SKIPPED = 20  # unusable steps in a row that end a fit
+WORSE = 1.5  # a fit whose validation ends at this multiple of the untrained solver's has diverged
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class FitDivergedError(SolverBenchError):
-    """Training gave no finite gradient for many steps in a row."""
+    """Training gave no finite gradient for many steps in a row, or a worse solver."""
 
 
 class Ema:
@@ -103,21 +104,47 @@ class Fit:
     """One training run of one solver.
 
     Args:
-        solver: trained in place; holds the averaged weights after ``run``.
+        solver: trained in place; holds the weights to keep after ``run``.
         lesson: what to learn, from whom, how.
+
+    Attributes:
+        seconds: in training steps, without validation and checkpoints.
+        peak_bytes: above what was there before.
+        network_rows: through the network, validation included.
     """
 
     def __init__(self, solver: LearnableSolver, lesson: Lesson) -> None:
         self.solver, self.lesson, self.spec = solver, lesson, lesson.spec
         self.rng = torch.Generator().manual_seed(lesson.seed)
-        self.rule: TrainingRule = solver.rule(
-            FitTask(self._sample, lesson.distance, self.spec.lr, self.spec.clip, self.rng)
-        )
+        self.rule: TrainingRule = solver.rule(self._task())
         parameters = dict(solver.named_parameters())
         self.ema = Ema(dict(parameters), self.spec.ema_decay, self.spec.ema_warmup)
-        self.iteration = self.skipped = 0
+        self.select = self.spec.select or self.rule.select
+        self.chosen = {key: p.detach().clone() for key, p in parameters.items()}
+        self.first = self.last = self.best = math.inf  # distances on the validation set
+        self.iteration = self.skipped = self.network_rows = 0
         self.seconds, self.peak_bytes = 0.0, 0
         self.log: list[dict[str, float]] = []
+
+    def _task(self) -> FitTask:
+        lesson, spec = self.lesson, self.spec
+        return FitTask(
+            sample=self._sample,
+            distance=lesson.distance,
+            lr=spec.lr,
+            clip=spec.clip,
+            rng=self.rng,
+            iterations=spec.iterations,
+            round_length=self.round_length,
+            num_train=len(lesson.train.states),
+            num_validation=len(lesson.validation.states),
+            discriminator=lesson.backbone.discriminator,
+        )
+
+    @property
+    def round_length(self) -> int:
+        """Iterations in a pass over the training set; the last incomplete batch is dropped."""
+        return len(self.lesson.train.states) // self.spec.batch
 
     def run(self, folder: Path, progress: Progress = lambda done, total: None) -> Tableau:
         """Train to the end of the budget, from the checkpoint in ``folder`` if there is one.
@@ -127,20 +154,24 @@ class Fit:
             progress: told after each iteration.
 
         Returns:
-            The tableau of the averaged weights.
+            The tableau of the weights to keep: averaged or raw, last or best, as method and
+            budget say.
 
         Raises:
-            FitDivergedError: where gradients stay unusable.
+            FitDivergedError: where gradients stay unusable or the solver became worse.
         """
         checkpoint = folder / "fit.safetensors"
         if checkpoint.exists():
             self.load(checkpoint)
-        saved = time.monotonic()
-        with peak_memory(self.lesson.backbone.device) as peak:
-            while self.iteration < self.spec.iterations:
+        saved, backbone, before = time.monotonic(), self.lesson.backbone, self.network_rows
+        with peak_memory(backbone.device) as peak, backbone.counting() as count:
+            if self.iteration == 0:
+                self.examine()
+            while self.iteration < self.spec.iterations and not self.rule.finished:
                 self.advance()
                 if self._validates():
-                    self.log[-1]["validation"] = self.validate()
+                    self.examine()
+                self.network_rows = before + count.rows
                 progress(self.iteration, self.spec.iterations)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save(checkpoint)
@@ -149,8 +180,21 @@ class Fit:
         self.save(checkpoint)
         rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in self.log]
         write_text(folder / "fit.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        self.ema.put(self.ema.shadow)
+        return self._finished()
+
+    def _finished(self) -> Tableau:
+        if not self.last <= WORSE * self.first:
+            raise FitDivergedError(
+                f"fit diverged: the distance on the validation set went from {self.first:.3g} "
+                f"to {self.last:.3g}; lower fit.lr"
+            )
+        self.ema.put(self.chosen if self.select == "best" else self.weights)
         return self.solver.tableau().detach()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters as they are validated and kept: averaged, unless the rule says no."""
+        return self.ema.shadow if self.rule.averaged else self.ema.parameters
 
     def advance(self) -> None:
         """One iteration."""
@@ -163,6 +207,8 @@ class Fit:
         else:
             self.skipped += 1
         self.iteration += 1
+        if self.iteration % self.round_length == 0:
+            self.rule.round_ended(self._validation_batches())
         self.seconds += time.perf_counter() - start
         self.log.append({"iteration": self.iteration} | {k: float(v) for k, v in losses.items()})
         if self.skipped >= MAX_SKIPPED:
@@ -171,25 +217,44 @@ class Fit:
                 f"{self.iteration}; lower fit.lr"
             )
 
+    def examine(self) -> None:
+        """Validate, log it, remember the best weights, tell the rule."""
+        value = self.validate()
+        if not self.log:
+            self.first = value
+            self.log.append({"iteration": 0})
+        self.log[-1]["validation"] = self.last = value
+        if value < self.best:
+            self.best = value
+            self.chosen = {key: p.detach().clone() for key, p in self.weights.items()}
+        self.rule.validated(value)
+
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean distance of averaged weights on the validation set."""
-        rows, total = torch.arange(len(self.lesson.validation.states)), 0.0
-        with self.ema.applied():
+        """Mean distance on the validation set."""
+        with self.ema.applied() if self.rule.averaged else nullcontext():
             tableau = self.solver.tableau()
-        for part in torch.split(rows, 4 * self.spec.batch):
-            batch = self._rows(self.lesson.validation, part)
-            states = self._sample(tableau, batch.noise, batch.condition)
+        total = 0.0
+        for batch in self._validation_batches():
+            noise = self.rule.validation_noise(batch)
+            states = self._sample(tableau, noise, batch.condition)
             total += float(self.lesson.distance(states, batch.target).sum())
-        return total / len(rows)
+        return total / len(self.lesson.validation.states)
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        rows = torch.arange(len(self.lesson.validation.states))
+        for part in torch.split(rows, 4 * self.spec.batch):
+            yield self._rows(self.lesson.validation, part)
 
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs."""
         tensors = {f"solver.{k}": p for k, p in self.ema.parameters.items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
+        tensors |= {f"chosen.{k}": v for k, v in self.chosen.items()}
         tensors |= {f"rule.{k}": v for k, v in self.rule.state().items()}
         tensors["rng"] = self.rng.get_state()
-        facts = {k: getattr(self, k) for k in self._counters()} | {"ema": self.ema.num_updates}
+        facts: dict[str, Any] = {k: getattr(self, k) for k in self._counters()}
+        facts["ema"] = self.ema.num_updates
         facts["weights"] = self.lesson.backbone.weights_sha256
         tensorfile.write(path, FORMAT, tensors, facts)
 
@@ -210,6 +275,7 @@ class Fit:
         for key, parameter in self.ema.parameters.items():
             parameter.data.copy_(tensors[f"solver.{key}"])
             self.ema.shadow[key] = tensors[f"ema.{key}"]
+            self.chosen[key] = tensors[f"chosen.{key}"]
         prefix = "rule."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         self.rule.load_state(state)
@@ -217,10 +283,11 @@ class Fit:
 
     @staticmethod
     def _counters() -> tuple[str, ...]:
-        return ("iteration", "skipped", "seconds", "peak_bytes", "log")
+        counted = ("iteration", "skipped", "seconds", "peak_bytes", "network_rows")
+        return (*counted, "first", "last", "best", "log")
 
     def _validates(self) -> bool:
-        last = self.iteration == self.spec.iterations
+        last = self.iteration == self.spec.iterations or self.rule.finished
         return last or self.iteration == 1 or self.iteration % self.spec.validate_every == 0
 
     def _scale(self) -> float:
@@ -231,7 +298,7 @@ class Fit:
     def _batch(self) -> Batch:
         """Shuffled each epoch by (seed, epoch); the last incomplete batch is dropped."""
         num = len(self.lesson.train.states)
-        epoch, place = divmod(self.iteration, num // self.spec.batch)
+        epoch, place = divmod(self.iteration, self.round_length)
         order = int(digest(self.lesson.seed, epoch)[:8], 16)  # generators read 32 bits of a seed
         rng = torch.Generator().manual_seed(order)
         rows = torch.randperm(num, generator=rng)[place * self.spec.batch :][: self.spec.batch]

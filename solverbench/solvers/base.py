@@ -49,14 +49,17 @@ class Solver(ABC):
 
     Attributes:
         source: paper, with equation or algorithm.
-        title: name as papers write it.
+        title: name as papers write it; an instance may add its variant.
+        consistent: False for a method that does not solve the equation as it starts, untrained,
+            and is kept for reproduction only; its ``flags`` must say so.
         conversion: which time turns noise into data predictions, the node's or the network's.
         options: every option with its value, defaults included.
         flags: what a reader of a table must know, for example ``afs``.
     """
 
     source: ClassVar[str]
-    title: ClassVar[str] = ""
+    title: str = ""
+    consistent: ClassVar[bool] = True
     conversion: Conversion = "node"
     flags: tuple[str, ...] = ()
     options: dict[str, Any]

@@ -1,26 +1,102 @@
 """Generalized Solver: DPM-Solver++(3M) with learned times and corrections of every coefficient."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from solverbench.schedule import TimeGrid
-from solverbench.solvers.base import LearnableSolver, Network, Setting, State
+from solverbench.solvers.base import LearnableSolver, Network, Setting, State, choice
 from solverbench.solvers.dpmpp import phis
 
 SQUEEZE = 1e-5  # keeps every factor of the stick-breaking inside (0, 1)
+LEARN = {"all": "", "times": "times only", "coefficients": "coefficients only"}
 
 
-class GS(LearnableSolver):
+class StickTimes(LearnableSolver):
+    """What GS and its ablations share: nodes by stick-breaking, network times, tables of weights.
+
+    A subclass names its tables, which become attributes. What does not train is a buffer and no
+    parameter.
+
+    Attributes:
+        theta: logits of the interior nodes, (N - 1,); theta[0] sets the smallest.
+        xi: network time minus node, (N,).
+        kept: K, how many states and predictions are kept.
+
+    Source: GAS (arXiv 2510.17699), eq. 14, as the authors' code computes it.
+    Differs from the paper: the stick is broken from the data end.
+    """
+
+    theta: Tensor
+    xi: Tensor
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        schedule: str | Sequence[float] = "time-uniform",
+        t_min: float | None = None,
+        rho: float | None = None,
+        history: int | None = None,
+        learn: str = "all",
+        decoupled: bool = True,
+    ) -> None:
+        """Bind to a setting.
+
+        Args:
+            setting: noise schedule, NFE, network output.
+            schedule: initial time schedule, or the list of its N + 1 times.
+            t_min: last time; the noise schedule's own by default.
+            rho: exponent of the schedules that have one.
+            history: K, states and predictions kept, at most; NFE by default.
+            learn: what trains: ``all``, ``times`` (theta and xi) or ``coefficients`` (the tables).
+            decoupled: network times of their own; False leaves xi out.
+        """
+        super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho)
+        num, part = setting.nfe, LEARN[choice("learn", learn, LEARN)]
+        if history is not None and history < 1:
+            raise ValueError(f"history must be at least 1; got {history}")
+        self.kept = min(history or num, num)
+        times, coefficients = learn != "coefficients", learn != "times"
+        self._hold("theta", stick_logits(self._nodes), times)
+        self._hold("xi", torch.zeros(num, dtype=torch.float64), times and decoupled)
+        for name, value in self.tables().items():
+            self._hold(name, value, coefficients)
+        parts = [part, "" if decoupled else "without xi", f"history {history}" if history else ""]
+        if any(parts):
+            self.title = f"{self.title} ({', '.join(filter(None, parts))})"
+
+    def _hold(self, name: str, value: Tensor, trained: bool) -> None:
+        """A parameter if it trains, else a buffer."""
+        if trained:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    @abstractmethod
+    def tables(self) -> dict[str, Tensor]:
+        """The tables by name with their initial values, lag i in row i - 1; (K, N) each."""
+
+    def num_used(self) -> int:
+        """Entries of lag i count from step i - 1 on, where there is such a past."""
+        lags = sum(min(n + 1, self.kept) for n in range(self.setting.nfe))
+        return sum(lags if p.dim() == 2 else p.numel() for p in self.parameters())
+
+    def grid(self) -> TimeGrid:
+        """Nodes by stick-breaking between the fixed ends; network times shifted by ``xi``."""
+        t = stick_nodes(self.theta, self._nodes[0], self._nodes[-1])
+        return self.setting.noise_schedule.grid(t, t[:-1] + self.xi)
+
+
+class GS(StickTimes):
     """Learns the nodes, the network times and corrections to a third-order multistep method.
 
     Without corrections it is DPM-Solver++(3M) that does not lower its order at the end. The first
     and the last node are fixed.
 
     Attributes:
-        theta: logits of the interior nodes, (N - 1,); theta[0] sets the smallest.
-        xi: network time minus node, (N,).
         c: corrections of lag i in row i - 1: of the coefficients of the newest prediction and of
             the finite differences, then of plain predictions; (K, N).
         a: corrections of the weights of states, lag i in row i - 1, (K, N).
@@ -31,44 +107,13 @@ class GS(LearnableSolver):
 
     source = "GAS (arXiv 2510.17699), algorithm 1"
     title = "GS"
+    c: Tensor
+    a: Tensor
 
-    def __init__(
-        self,
-        setting: Setting,
-        *,
-        schedule: str | Sequence[float] = "time-uniform",
-        t_min: float | None = None,
-        rho: float | None = None,
-        history: int | None = None,
-    ) -> None:
-        """Bind to a setting.
-
-        Args:
-            setting: noise schedule, NFE, network output.
-            schedule: initial time schedule, or the list of its N + 1 times.
-            t_min: last time; the noise schedule's own by default.
-            rho: exponent of the schedules that have one.
-            history: K, states and predictions kept, at most; NFE by default.
-        """
-        super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho)
-        num = setting.nfe
-        if history is not None and history < 1:
-            raise ValueError(f"history must be at least 1; got {history}")
-        self.kept = min(history or num, num)
-        self.theta = nn.Parameter(stick_logits(self._nodes))
-        self.xi = nn.Parameter(torch.zeros(num, dtype=torch.float64))
-        self.c = nn.Parameter(torch.zeros(self.kept, num, dtype=torch.float64))
-        self.a = nn.Parameter(torch.zeros(self.kept, num, dtype=torch.float64))
-
-    def num_used(self) -> int:
-        """Entries of lag i count from step i - 1 on, where there is such a past."""
-        lags = sum(min(n + 1, self.kept) for n in range(self.setting.nfe))
-        return len(self.theta) + len(self.xi) + 2 * lags
-
-    def grid(self) -> TimeGrid:
-        """Nodes by stick-breaking between the fixed ends; network times shifted by ``xi``."""
-        t = stick_nodes(self.theta, self._nodes[0], self._nodes[-1])
-        return self.setting.noise_schedule.grid(t, t[:-1] + self.xi)
+    def tables(self) -> dict[str, Tensor]:
+        """No corrections at the start."""
+        shape = self.kept, self.setting.nfe
+        return {name: torch.zeros(shape, dtype=torch.float64) for name in ("c", "a")}
 
     def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
         """Call, remember state and prediction, step; N times."""

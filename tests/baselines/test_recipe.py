@@ -102,7 +102,7 @@ def test_a_file_and_bare_names_are_enough(tmp_path: Path) -> None:
         (["sead=3"], "sead: unknown key; allowed: about, backbone, "),
         (
             ["solvers.0.nme=3"],
-            "solvers.0.nme: unknown key; allowed: fit, name, nfe, options, seeds",
+            "solvers.0.nme: unknown key; allowed: fit, name, nfe, options, schedule, seeds",
         ),
         (["teacher.solver.foo=3"], "teacher.solver.foo: unknown key; allowed: name, options"),
         (["fit.lr=fast", "grid=0"], "fit.lr: input should be a valid number"),

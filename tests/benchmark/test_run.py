@@ -49,8 +49,8 @@ def test_the_solver_and_its_curves_lie_beside_the_record_and_scratch_is_gone(roo
     curves = [
         json.loads(row) for row in run.path.with_suffix(".fit.jsonl").read_text().splitlines()
     ]
-    assert [row["iteration"] for row in curves] == [1, 2, 3, 4, 5, 6]
-    assert [row["iteration"] for row in curves if "validation" in row] == [1, 3, 6]
+    assert [row["iteration"] for row in curves] == [0, 1, 2, 3, 4, 5, 6]  # 0: untrained
+    assert [row["iteration"] for row in curves if "validation" in row] == [0, 1, 3, 6]
     assert not run.work.exists()
     assert [p for p in root.rglob("*") if p.name.startswith(".")] == []
 
@@ -152,8 +152,8 @@ def test_a_damaged_teacher_block_is_one_line_that_names_the_file(
         (cell(num_images=1), "num_images is 1; metrics need at least 2"),
         (cell("ddim", options={"order": 3}), "solver ddim has no option 'order'; it has: schedule"),
         (
-            cell("gs", fit=FIT.model_copy(update={"distance": "lpips"})),
-            "unknown distance 'lpips'",
+            cell("gs", fit=FIT.model_copy(update={"distance": "lpps"})),
+            "unknown distance 'lpps'; did you mean 'lpips'",
         ),
     ],
 )

@@ -246,3 +246,55 @@ def test_step_that_is_not_finite_changes_nothing() -> None:
     assert bool(solver.rule(task).step(batch, 1.0)["loss"].isnan())
     for key, value in solver.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "trained", "used"),
+    [
+        ({}, "GS", ["theta", "xi", "c", "a"], 39),
+        ({"learn": "times"}, "GS (times only)", ["theta", "xi"], 9),
+        ({"learn": "coefficients"}, "GS (coefficients only)", ["c", "a"], 30),
+        ({"decoupled": False}, "GS (without xi)", ["theta", "c", "a"], 34),
+        ({"history": 2}, "GS (history 2)", ["theta", "xi", "c", "a"], 27),
+        (
+            {"learn": "times", "decoupled": False, "history": 3},
+            "GS (times only, without xi, history 3)",
+            ["theta"],
+            4,
+        ),
+    ],
+)
+def test_ablations_train_what_they_name_and_nothing_else(
+    options: dict[str, object], title: str, trained: list[str], used: int
+) -> None:
+    problem = Gaussian()
+    solver = bound(GS, problem, 5, **options)
+    assert solver.title == solver.tableau().meta["title"] == title
+    assert [name for name, _ in solver.named_parameters()] == trained
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in solver.parameters():
+            noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+            parameter += 0.003 * noise
+    sample(problem, solver.tableau(), problem.noise(range(4)).double()).square().mean().backward()
+    reached = sum(int((p.grad != 0).sum()) for p in solver.parameters())
+    assert reached == solver.num_used() == used
+
+
+@pytest.mark.parametrize("learn", ["times", "coefficients"])
+def test_part_of_the_numbers_gets_the_gradients_that_it_has_in_the_whole(learn: str) -> None:
+    """At the start, where both stand at the same place: rounding alone differs."""
+    problem = edm()
+    grads = []
+    for options in ({}, {"learn": learn}):
+        solver = bound(GS, problem, 4, **options)
+        sample(problem, solver.tableau(), problem.noise).square().mean().backward()
+        grads.append({name: p.grad for name, p in solver.named_parameters()})
+    assert set(grads[1]) < set(grads[0])
+    for name, grad in grads[1].items():
+        assert gap(grad, grads[0][name]) < 1e-10
+
+
+def test_an_unknown_part_to_learn_is_refused() -> None:
+    with pytest.raises(ValueError, match="learn is 'xi'; allowed: all, times, coefficients"):
+        GS(Setting(VPLinear(), 4), learn="xi")

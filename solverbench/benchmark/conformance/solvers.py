@@ -153,11 +153,19 @@ def _counted(subject: _Subject) -> str:
 
 
 def _refined(subject: _Subject) -> str:
-    """Untrained solvers may start poorly, so it is the decrease that counts, from NFE 20 on."""
+    """Untrained solvers may start poorly, so it is the decrease that counts, from NFE 20 on.
+
+    A solver that declares itself inconsistent is not asked for it, if its flags tell the reader.
+    """
     backbone = load_backbone("gaussian")
     counts = [_first_nfe(subject.name, backbone, (n, n + 1)) for n in LADDER]
     errors = [gaussian_error(subject.name, nfe) for nfe in counts]
     shown = ", ".join(f"{e:.1e} at NFE {n}" for e, n in zip(errors, counts, strict=True))
+    solver = subject.bound()[1]
+    if not solver.consistent:
+        told = any("inconsistent" in flag for flag in solver.flags)
+        demand(told, "it declares itself inconsistent, but none of its flags says inconsistent")
+        return f"not asked of it: it declares itself inconsistent; error {shown}"
     # four times the steps: order 1 gives 4, so 3 leaves room before the asymptotic range
     falls = errors[0] > errors[1] > errors[2] and errors[2] < errors[0] / 3
     return demand(falls, f"error {shown}")

@@ -1,0 +1,179 @@
+"""GS without its theory: free multipliers of predictions and states, with GS's times.
+
+Three readings of what the GAS paper calls "without theory", "S4S LMS" and "S4S LMS + PC". With
+C = -alpha' phi_1 and ratio = sigma' / sigma, primes at the next node, all contain the step
+
+    ratio x_n + C sum_i c_i m_(n+1-i)
+
+whose c are, at the start, the weights of DPM-Solver++(3M) without lower order at the end.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from solverbench.schedule import TimeGrid
+from solverbench.solvers.base import Network, Setting, State
+from solverbench.solvers.dpmpp import DPMpp3M
+from solverbench.solvers.gs import StickTimes
+
+
+class _Multipliers(StickTimes):
+    """The loop; a subclass writes ``step``.
+
+    Attributes:
+        c: multipliers of data predictions, lag i in row i - 1, (K, N).
+
+    Source: gs-gas.md section 7.
+    """
+
+    c: Tensor
+
+    def tables(self) -> dict[str, Tensor]:
+        """``c`` that equals DPM-Solver++(3M) on the initial grid."""
+        return {"c": _dpmpp_multipliers(self.setting, self.grid(), self.kept)}
+
+    def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
+        """Call, remember state and prediction, step; N times."""
+        xs: list[State] = []
+        ms: list[State] = []
+        ratio, C = grid.sigma[1:] / grid.sigma[:-1], _c_scale(grid)
+        for n in range(grid.num_steps):
+            m = network(x, grid.t[n], grid.t_eval[n]).x0
+            xs, ms = [x, *xs][: self.kept], [m, *ms][: self.kept]  # newest first: lag i at i - 1
+            x = self.step(n, (ratio[n], C[n]), xs, ms)
+        return x
+
+    @abstractmethod
+    def step(
+        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
+    ) -> State:
+        """One step.
+
+        Args:
+            n: step, 0 (noisiest) to N - 1.
+            scales: ratio and C of the step, () each.
+            xs: states kept, newest first.
+            ms: data predictions kept, newest first.
+
+        Returns:
+            State at node n + 1, shape of a state.
+        """
+
+
+class S4SLMSGas(_Multipliers):
+    """Linear multistep alone, trained as in the GAS paper: x' = ratio x_n + C sum_i c_i m.
+
+    At the start it is DPM-Solver++(3M) without lower order at the end. It is not S4S as its own
+    authors train it.
+
+    Source: GAS (arXiv 2510.17699), table 10.
+    """
+
+    source = "GAS (arXiv 2510.17699), table 10, S4S LMS"
+    title = "S4S LMS (as in GAS)"
+
+    def step(
+        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
+    ) -> State:
+        """Weighted predictions on top of the scaled state."""
+        ratio, C = scales
+        return ratio * xs[0] + C * _weighted(self.c, n, ms)
+
+
+class _WithStates(_Multipliers):
+    """Multipliers in a second table ``a``, zero at the start.
+
+    Attributes:
+        a: second table, lag i in row i - 1, (K, N).
+    """
+
+    a: Tensor
+
+    def tables(self) -> dict[str, Tensor]:
+        """``c`` of DPM-Solver++(3M), and no ``a``."""
+        found = super().tables()
+        return {**found, "a": torch.zeros_like(found["c"])}
+
+
+class GSNoTheory(_WithStates):
+    """GS without theory, read as x' = ratio x_n + C sum_i c_i m + sum_i a_i x.
+
+    Free weights for all predictions and all states, with as many parameters as GS. At the start
+    (a = 0) it is DPM-Solver++(3M) without lower order at the end, as the paper demands of the
+    ablation.
+
+    Source: GAS (arXiv 2510.17699), table 5.
+    Differs from the authors' code: its only path without theory is ``S4SPCGas``, which does not
+    start as DPM-Solver++(3M); the paper's description is followed instead.
+    """
+
+    source = "GAS (arXiv 2510.17699), table 5, w/o theory, as the text describes its start"
+    title = "GS without theory (free state weights)"
+
+    def step(
+        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
+    ) -> State:
+        """Weighted predictions and states on top of the scaled state."""
+        ratio, C = scales
+        return ratio * xs[0] + C * _weighted(self.c, n, ms) + _weighted(self.a, n, xs)
+
+
+class S4SPCGas(_WithStates):
+    """NOT consistent: the LMS + PC baseline of GAS's tables 3 and 10, for reproduction only.
+
+    y = ratio x_n + C sum_i c_i m, then x' = ratio y + C sum_i a_i m: sigma' / sigma is applied
+    twice, so at the start (a = 0) a step is no consistent one-step map, and the error of the
+    untrained method does not vanish with more steps. Use ``S4SLMSGas`` or ``GSNoTheory`` for
+    anything but the reproduction of those tables.
+
+    Source: GAS (arXiv 2510.17699), tables 3 and 10, as the authors' code computes it.
+    """
+
+    source = "GAS (arXiv 2510.17699), tables 3 and 10, S4S LMS + PC, as the authors' code has it"
+    title = "S4S LMS+PC (inconsistent, as in GAS)"
+    consistent = False
+    flags = ("inconsistent at initialisation, for reproduction only",)
+
+    def tables(self) -> dict[str, Tensor]:
+        """As for the others; ValueError for a history below 3, which the original cannot have."""
+        if self.kept < 3:
+            raise ValueError(f"nfe and history must be at least 3; got a history of {self.kept}")
+        return super().tables()
+
+    def step(
+        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
+    ) -> State:
+        """Multistep, then a corrector that scales once more."""
+        ratio, C = scales
+        y = ratio * xs[0] + C * _weighted(self.c, n, ms)
+        return ratio * y + C * _weighted(self.a, n, ms)
+
+
+def _c_scale(grid: TimeGrid) -> Tensor:
+    """C = -alpha' phi_1, a number a step, (N,)."""
+    return -grid.alpha[1:] * torch.expm1(-grid.lam.diff())
+
+
+def _weighted(table: Tensor, n: int, history: Sequence[State]) -> State:
+    """sum_i table[i, n] history[i], shape of a state."""
+    first, *rest = table[: len(history), n].unbind()
+    total = first * history[0]
+    for weight, value in zip(rest, history[1:], strict=True):
+        total = total + weight * value
+    return total
+
+
+@torch.no_grad()
+def _dpmpp_multipliers(setting: Setting, grid: TimeGrid, kept: int) -> Tensor:
+    """What DPM-Solver++(3M), traced a step at a time, gives each prediction, over C: (K, N)."""
+    c = torch.zeros(kept, grid.num_steps, dtype=torch.float64)
+    method = DPMpp3M(setting, lower_order_final=False)
+    for n, scale in enumerate(_c_scale(grid)):
+        order = min(n + 1, kept, method.order)
+        basis = torch.eye(order, dtype=torch.float64)
+        weights = method.update(torch.zeros_like(basis[0]), n, grid, basis.unbind())
+        c[:order, n] = weights.flip(0) / scale
+    return c
