@@ -45,8 +45,8 @@ def inventory(kind: str) -> list[dict[str, str]]:
     if kind == "schedules":
         lines = {name: f"default rho {rho:g}" for name, (_, rho) in GRIDS.items()}
         lines |= {name: source for name, (_, _, source) in STORED_SIGMAS.items()}
-        ours = [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
-        return ours + _plugins_of(registry.schedules)
+        named = [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
+        return named + _plugins_of(registry.schedules)
     return _plugins_of(REGISTRIES[kind])
 
 

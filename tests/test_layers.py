@@ -14,6 +14,7 @@ PACKAGE = Path(solverbench.__file__).parent
 LEAVES = {
     f"solverbench.{name}"
     for name in (
+        "discriminator",
         "errors",
         "files",
         "images",
@@ -59,6 +60,7 @@ QUICK = [
     "solverbench.leaderboards.notes",
     "solverbench.leaderboards.render",
     "solverbench.leaderboards.tables",
+    "solverbench.leaderboards.views",
 ]
 
 

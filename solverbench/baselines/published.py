@@ -16,7 +16,8 @@ class Published(Model):
     Attributes:
         table: number of the table, for example ``2a``.
         method: as the paper writes it.
-        solver: our name; None where there is no such solver here.
+        solver: our name; None where there is no such solver here, or it is the best of several.
+        schedule: our name of the optimiser that chose its times; None where there was none.
         options: conventions known from the paper, which a reproduced row must share.
         data: data set.
         backbone: our name of the network.
@@ -31,6 +32,7 @@ class Published(Model):
     table: str
     method: str
     solver: str | None
+    schedule: str | None = None
     options: dict[str, Value]
     data: Data
     backbone: str
@@ -50,6 +52,7 @@ class _Row(Model):
     backbone: str
     method: str
     solver: str | None
+    schedule: str | None = None
     options: dict[str, Value]
     nfe: list[PositiveInt] = Field(min_length=1)
     values: list[PositiveFloat]

@@ -236,10 +236,10 @@ class Run:
     def _lesson(self, backbone: Backbone) -> Lesson:
         fit = self.spec.fit
         assert fit is not None
+        distance = registry.distances.get(fit.distance)(backbone, extractor_of(backbone))
         train, validation = (
             self._teacher(backbone, seeds, "teacher") for seeds in fit_seeds(self.spec)
         )
-        distance = registry.distances.get(fit.distance)(backbone, extractor_of(backbone))
         return Lesson(fit, self.spec.seed, backbone, distance, train, validation)
 
     def _training(self, solver: LearnableSolver) -> dict[str, Any]:
@@ -374,7 +374,7 @@ def failed(spec: RunSpec, reason: str) -> Result:
     kind = registry.solvers.get(spec.solver.name)
     return Result(
         spec=spec,
-        title=kind.title or kind.__name__,
+        title=(kind.title or kind.__name__) + schedule_title(spec),
         status="failed",
         reason=reason,
         provenance=provenance(torch.device("cpu"), "", ""),

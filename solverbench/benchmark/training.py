@@ -171,6 +171,8 @@ class Fit:
                 self.advance()
                 if self._validates():
                     self.examine()
+                if self._ends_round:
+                    self._end_round()
                 self.network_rows = before + count.rows
                 progress(self.iteration, self.spec.iterations)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -207,8 +209,6 @@ class Fit:
         else:
             self.skipped += 1
         self.iteration += 1
-        if self.iteration % self.round_length == 0:
-            self.rule.round_ended(self._validation_batches())
         self.seconds += time.perf_counter() - start
         self.log.append({"iteration": self.iteration} | {k: float(v) for k, v in losses.items()})
         if self.skipped >= MAX_SKIPPED:
@@ -216,6 +216,15 @@ class Fit:
                 f"fit diverged: no usable gradient in {MAX_SKIPPED} steps before iteration "
                 f"{self.iteration}; lower fit.lr"
             )
+
+    @property
+    def _ends_round(self) -> bool:
+        return self.iteration % self.round_length == 0
+
+    def _end_round(self) -> None:
+        start = time.perf_counter()
+        self.rule.round_ended(self._validation_batches())
+        self.seconds += time.perf_counter() - start
 
     def examine(self) -> None:
         """Validate, log it, remember the best weights, tell the rule."""
@@ -288,6 +297,8 @@ class Fit:
 
     def _validates(self) -> bool:
         last = self.iteration == self.spec.iterations or self.rule.finished
+        if self._ends_round and self.rule.select == "best":
+            return True  # such rules go back to the best weights after a round
         return last or self.iteration == 1 or self.iteration % self.spec.validate_every == 0
 
     def _scale(self) -> float:

@@ -4,8 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from solverbench.baselines.published import Published
 from solverbench.benchmark.results import Provenance, Result
-from solverbench.benchmark.spec import Named
+from solverbench.benchmark.spec import FitSpec, Named
 from solverbench.leaderboards.tables import Table, series
+from solverbench.leaderboards.views import find
+
+REIMPLEMENTED = "(re-implementation)"  # in titles of methods whose code is not public
+SELECTION = {
+    "last": "last weights",
+    "best": "weights of the best validation",
+    None: "weights as the method selects them",
+}
 
 
 def plugin(named: Named) -> str:
@@ -24,6 +32,8 @@ def notes(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
     """All notes of a group but the numbered faults."""
     return [
         *_protocol(group),
+        *(view.note for view in find(group)),
+        *_again(group),
         *(f"{t.facts.label}: {t.facts.about}." for t in tables if t.facts.about),
         *_papers(group, [c.published for t in tables for r in t.rows for c in r.cells.values()]),
         *_flags(group),
@@ -42,9 +52,13 @@ def _protocol(group: Sequence[Result]) -> list[str]:
         "Of each column the best is bold, the second underlined.",
     ]
     for row in series(group):
-        fitted = [r for r in row.results if r.spec.fit]
-        if fitted:
-            lines.append(f"{row.title}: {_budget(fitted)}.")
+        spec = row.results[0].spec
+        if spec.schedule:
+            lines.append(
+                f"{row.title}: times chosen by {plugin(spec.schedule)}{_took(row.results)}."
+            )
+        if spec.fit:
+            lines.append(f"{row.title}: {_budget(spec.fit, row.results)}{_took(row.results)}.")
     if any(r.spec.fit for r in group):
         lines.append(
             "Values of several training seeds are mean ± sample standard deviation; "
@@ -53,18 +67,45 @@ def _protocol(group: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _budget(fitted: Sequence[Result]) -> str:
-    """How a learned solver was trained, and what that took."""
-    fit = fitted[0].spec.fit
-    assert fit is not None
+def _budget(fit: FitSpec, fitted: Sequence[Result]) -> str:
+    """How a learned solver was trained."""
     seeds = ", ".join(str(s) for s in sorted({r.spec.seed for r in fitted}))
-    seconds = [r.cost.fit_seconds for r in fitted if r.cost]
-    span = sorted({f"{value:.3g}" for value in seconds}, key=float)
-    took = f"; {' to '.join(dict.fromkeys([span[0], span[-1]]))} s a cell" if span else ""
     return (
         f"{fit.iterations} iterations of {fit.batch} pairs out of {fit.train_size}, "
-        f"distance {fit.distance}, training seeds {seeds}{took}"
+        f"distance {fit.distance}, {SELECTION[fit.select]}, training seeds {seeds}"
     )
+
+
+def _took(results: Sequence[Result]) -> str:
+    """What making one cell took, from the cheapest to the dearest; nothing where unknown."""
+    costs = [r.cost for r in results if r.cost]
+    parts = [
+        _span([c.fit_seconds for c in costs], ".3g", "s"),
+        _span([c.fit_network_rows for c in costs], ",", "network rows"),
+        _span([c.fit_pairs for c in costs], ",", "teacher pairs"),
+    ]
+    known = ", ".join(part for part in parts if part)
+    return f"; {known} a cell" if known else ""
+
+
+def _span(values: Sequence[float], form: str, unit: str) -> str:
+    """``least to most unit``; empty where nothing was counted."""
+    if not any(values):
+        return ""
+    ends = dict.fromkeys([f"{min(values):{form}}", f"{max(values):{form}}"])
+    return f"{' to '.join(ends)} {unit}"
+
+
+def _again(group: Sequence[Result]) -> list[str]:
+    """What a re-implementation is, where there are any."""
+    titles = [row.title for row in series(group) if REIMPLEMENTED in row.title]
+    if not titles:
+        return []
+    return [
+        f"{', '.join(titles)}: written here after the paper, whose authors never published their "
+        "code; what the paper leaves open is this suite's choice. Published numbers are the "
+        "authors' own."
+    ]
 
 
 def _papers(group: Sequence[Result], values: Iterable[Published | None]) -> list[str]:

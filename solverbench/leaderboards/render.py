@@ -24,9 +24,9 @@ from solverbench.leaderboards.tables import (
     Table,
     build,
     metric_names,
-    series,
     split,
 )
+from solverbench.leaderboards.views import find, listed, show
 
 Grid = list[list[str]]  # the first row is the header
 
@@ -39,6 +39,7 @@ class Markup:
         escape: plain text to the format.
         bold: template of a best value.
         second: template of a second best value.
+        view: template of the title of a row that repeats others.
         mark: template of a reference to a numbered fault.
         plus_minus: between mean and spread.
         heading: of a group; takes escaped text.
@@ -49,6 +50,7 @@ class Markup:
     escape: Callable[[str], str]
     bold: str
     second: str
+    view: str
     mark: str
     plus_minus: str
     heading: Callable[[str], str]
@@ -102,10 +104,9 @@ def _chosen(results: Sequence[Result], metrics: Sequence[str] | None) -> list[st
 def _tables(group: Sequence[Result], chosen: Sequence[str]) -> list[Table]:
     """The tables of a group; a metric that none of its records asked for is left out."""
     own = metric_names(group)
-    published = load_published()
-    return [build(group, name, published) for name in chosen if name in own] or [
-        build(group, own[0] if own else chosen[0], published)
-    ]
+    published, views = load_published(), find(group)
+    names = [name for name in chosen if name in own] or [own[0] if own else chosen[0]]
+    return [show(build(group, name, published), views, published) for name in names]
 
 
 def _report(results: Sequence[Result], chosen: Sequence[str], markup: Markup) -> str:
@@ -146,7 +147,7 @@ def _grid(table: Table, faults: Sequence[str], markup: Markup) -> Grid:
         header += [f"NFE {nfe}", "paper"] if nfe in table.has_published else [f"NFE {nfe}"]
     grid = [header if len(header) > 1 else [*header, "value"]]
     for row in table.rows:
-        line = [markup.escape(row.title)]
+        line = [_name(row, markup)]
         for nfe, cell in row.cells.items():
             line.append(_cell(table, row, nfe, faults, markup))
             if row.is_teacher and cell.published:
@@ -155,6 +156,11 @@ def _grid(table: Table, faults: Sequence[str], markup: Markup) -> Grid:
                 line.append(f"{cell.published.value:.2f}" if cell.published else "")
         grid.append(line + [""] * (len(grid[0]) - len(line)))
     return grid
+
+
+def _name(row: Row, markup: Markup) -> str:
+    """The title of a row; that of a view stands out."""
+    return (markup.view if row.is_view else "{}").format(markup.escape(row.title))
 
 
 def _cell(table: Table, row: Row, nfe: int, faults: Sequence[str], markup: Markup) -> str:
@@ -178,7 +184,7 @@ def _overview(tables: Sequence[Table], faults: Sequence[str], markup: Markup) ->
         for nfe, cell in row.cells.items():
             if cell.status:
                 values = [_cell(t, t.rows[i], nfe, faults, markup) for t in tables]
-                grid.append([markup.escape(row.title), str(nfe), *values])
+                grid.append([_name(row, markup), str(nfe), *values])
     return grid
 
 
@@ -186,7 +192,7 @@ def _costs(group: Sequence[Result], markup: Markup) -> Grid:
     """One line a cell and machine; numbers of two machines are never averaged."""
     several = len({_machine(r) for r in group}) > 1
     grid = [["solver", "NFE", *COST_FIELDS, *(["machine"] if several else [])]]
-    for row in series(group):
+    for row in listed(group):
         for nfe in row.nfes:
             for machine in sorted({_machine(r) for r in row.at(nfe)}):
                 costs = [r.cost for r in row.at(nfe) if r.cost and _machine(r) == machine]
@@ -267,6 +273,7 @@ MARKDOWN = Markup(
     escape=_markdown_escape,
     bold="**{}**",
     second="<ins>{}</ins>",
+    view="*{}*",
     mark=" [{}]",
     plus_minus=" ± ",
     heading=lambda text: f"## {text}",
@@ -277,6 +284,7 @@ LATEX = Markup(
     escape=_latex_escape,
     bold=r"\textbf{{{}}}",
     second=r"\underline{{{}}}",
+    view=r"\emph{{{}}}",
     mark="$^{{{}}}$",
     plus_minus=r" $\pm$ ",
     heading=lambda text: f"% needs \\usepackage{{booktabs}}\n\\subsection*{{{text}}}",
@@ -289,6 +297,7 @@ RICH = Markup(
     escape=rich_escape,
     bold="[bold]{}[/bold]",
     second="[underline]{}[/underline]",
+    view="[italic]{}[/italic]",
     mark=r" \[{}]",
     plus_minus=" ± ",
     heading=str,
@@ -314,6 +323,10 @@ def _csv_line(result: Result, chosen: Sequence[str]) -> dict[str, object]:
         "solver": spec.solver.name,
         "title": result.title,
         "options": json.dumps(spec.solver.options, sort_keys=True),
+        "schedule": spec.schedule.name if spec.schedule else "",
+        "schedule_options": json.dumps(
+            spec.schedule.options if spec.schedule else {}, sort_keys=True
+        ),
         "backbone": spec.backbone.name,
         "backbone_options": json.dumps(spec.backbone.options, sort_keys=True),
         "nfe": spec.nfe,

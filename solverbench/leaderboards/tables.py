@@ -2,8 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from solverbench.baselines.published import Published
 from solverbench.benchmark.results import Cost, MetricFacts, Result
@@ -17,7 +17,9 @@ COST_FIELDS: dict[str, Callable[[Cost], float]] = {
     "network rows": lambda cost: cost.network_rows,
     "fit s": lambda cost: cost.fit_seconds,
     "fit peak MiB": lambda cost: cost.fit_peak_bytes / 2**20,
-    "parameters": lambda cost: cost.num_parameters,
+    "fit rows": lambda cost: cost.fit_network_rows,
+    "pairs": lambda cost: cost.fit_pairs,
+    "trained numbers": lambda cost: cost.num_parameters,
 }
 
 
@@ -30,7 +32,7 @@ class Cell:
         status: ``ok``, or the worst status if no seed has a value.
         faults: ``status (seed 1): reason`` for each seed that did not succeed.
         published: what a paper reports for this cell; None if nothing.
-        rank: 1 best and 2 second of the column; 0 else, and for the teacher.
+        rank: 1 best and 2 second of the column; 0 else, and for the teacher and views.
     """
 
     values: tuple[float, ...]
@@ -52,11 +54,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A solver with its options; ``cells`` by NFE."""
+    """A solver with its options; ``cells`` by NFE. A view repeats cells of other rows."""
 
     title: str
     cells: dict[int, Cell]
     is_teacher: bool = False
+    is_view: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,29 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """The records of one solver with its options, teacher or not, in one group."""
+    """The records of one solver with its options, teacher or not, in one group.
 
-    title: str
+    Attributes:
+        name: as papers write it.
+        results: by NFE and seed.
+        is_teacher: whether these are of the reference run.
+        settings: in which it differs from rows of the same name.
+    """
+
+    name: str
     results: tuple[Result, ...]
     is_teacher: bool
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Name and settings, for example ``UniPC (3M) [variant=bh1]``."""
+        return self.titled(self.settings)
+
+    def titled(self, settings: Mapping[str, str]) -> str:
+        """The name with some settings behind it."""
+        label = ", ".join(f"{key}={value}" for key, value in settings.items())
+        return f"{self.name} [{label}]" if label else self.name
 
     def at(self, nfe: int) -> tuple[Result, ...]:
         """The records at one NFE, by seed."""
@@ -130,14 +151,17 @@ def series(group: Sequence[Result]) -> list[Series]:
     variants: dict[tuple[bool, str], list[Result]] = {}
     for result in sorted(group, key=_order):
         spec = result.spec
-        variant = (spec.is_teacher, _text(spec.solver) + _text(spec.fit))
-        variants.setdefault(variant, []).append(result)
+        variants.setdefault((spec.is_teacher, _variant(spec)), []).append(result)
     students = [tuple(rs) for (teacher, _), rs in variants.items() if not teacher]
-    rows = [Series(title, rs, False) for title, rs in zip(_titles(students), students, strict=True)]
+    names = [_title(found) for found in students]
+    rows = [
+        Series(name, found, False, settings)
+        for name, found, settings in zip(names, students, _differ(names, students), strict=True)
+    ]
     for (teacher, _), found in variants.items():
         if teacher:
-            title = f"Teacher ({_title(found)}, {found[0].spec.nfe} NFE)"
-            rows.append(Series(title, tuple(found), True))
+            name = f"Teacher ({_title(found)}, {found[0].spec.nfe} NFE)"
+            rows.append(Series(name, tuple(found), True))
     return rows
 
 
@@ -170,8 +194,7 @@ def build(results: Sequence[Result], metric: str, published: Sequence[Published]
         rows.append(Row(s.title, cells, s.is_teacher))
     facts = [r.metric_facts[metric] for r in results if metric in r.metric_facts]
     about = facts[0] if facts else MetricFacts(label=metric, higher_is_better=False)
-    ranked = _rank(rows, nfes, about.higher_is_better)
-    return Table(metric, about, tuple(nfes), tuple(ranked))
+    return Table(metric, about, tuple(nfes), tuple(rank(rows, nfes, about.higher_is_better)))
 
 
 def _cell(found: Sequence[Result], metric: str, published: Sequence[Published]) -> Cell:
@@ -193,20 +216,22 @@ def _matches(paper: Published, result: Result, metric: str) -> bool:
     if "teacher" in paper.flags:
         return same and spec.is_teacher
     agrees = all(conventions.get(key, value) == value for key, value in paper.options.items())
-    return same and not spec.is_teacher and paper.solver == spec.solver.name and agrees
+    schedule = spec.schedule.name if spec.schedule else None
+    ours = (spec.is_teacher, spec.solver.name, schedule) == (False, paper.solver, paper.schedule)
+    return same and ours and agrees
 
 
-def _rank(rows: Sequence[Row], nfes: Sequence[int], higher_is_better: bool) -> list[Row]:
-    """Mark best and second of each column; equal means share a rank."""
+def rank(rows: Sequence[Row], nfes: Sequence[int], higher_is_better: bool) -> list[Row]:
+    """Mark best and second of each column; equal means share a rank. Views have none."""
     ranked = [replace(row, cells=dict(row.cells)) for row in rows]
-    students = [row for row in ranked if not row.is_teacher]
+    students = [row for row in ranked if not row.is_teacher and not row.is_view]
     for nfe in nfes:
         means = [m for row in students if (m := row.cells[nfe].mean) is not None]
         best = sorted(set(means), reverse=higher_is_better)[:2] if len(means) > 1 else []
         for row in students:
             cell = row.cells[nfe]
-            if cell.mean in best:
-                row.cells[nfe] = replace(cell, rank=best.index(cell.mean) + 1)
+            place = best.index(cell.mean) + 1 if cell.mean in best else 0
+            row.cells[nfe] = replace(cell, rank=place)
     return ranked
 
 
@@ -219,8 +244,12 @@ def _shared(spec: RunSpec) -> str:
 def _order(result: Result) -> tuple[bool, str, str, int, int]:
     """Training-free first, then by title; within a row by NFE and seed."""
     spec = result.spec
-    solver = _text(spec.solver) + _text(spec.fit)
-    return spec.fit is not None, result.title.casefold(), solver, spec.nfe, spec.seed
+    return spec.fit is not None, result.title.casefold(), _variant(spec), spec.nfe, spec.seed
+
+
+def _variant(spec: RunSpec) -> str:
+    """What all records of a row have in common, as text that sorts."""
+    return _text(spec.solver) + _text(spec.schedule) + _text(spec.fit)
 
 
 def _title(found: Sequence[Result]) -> str:
@@ -228,30 +257,36 @@ def _title(found: Sequence[Result]) -> str:
     return next((r.title for r in found if r.status == "ok"), found[0].title)
 
 
-def _titles(variants: Sequence[Sequence[Result]]) -> list[str]:
-    """Titles of rows, with the settings in which rows of equal title differ."""
-    plain = [_title(found) for found in variants]
-    titles = []
-    for title, own in zip(plain, variants, strict=True):
-        rivals = [found for other, found in zip(plain, variants, strict=True) if other == title]
+def _differ(names: Sequence[str], variants: Sequence[Sequence[Result]]) -> Iterator[dict[str, str]]:
+    """Of each row the settings in which rows of its name differ."""
+    for name, own in zip(names, variants, strict=True):
+        rivals = [found for other, found in zip(names, variants, strict=True) if other == name]
         keys = dict.fromkeys(key for found in rivals for key in _asked(found[0].spec))
-        differ = [k for k in keys if len({_setting(found, k) for found in rivals}) > 1]
-        label = ", ".join(f"{key}={_setting(own, key)}" for key in differ)
-        titles.append(f"{title} [{label}]" if label else title)
-    return titles
+        differ = [k for k in keys if len({setting(found, k) for found in rivals}) > 1]
+        yield {key: setting(own, key) for key in differ}
 
 
 def _asked(spec: RunSpec) -> dict[str, Value]:
-    """What the spec says of the solver: name, options, budget."""
+    """What the spec says of the solver: name, options, schedule optimiser, budget."""
     fit = spec.fit.model_dump() if spec.fit else {}
     budget: dict[str, Value] = {f"fit.{key}": value for key, value in fit.items()}
-    return {"solver": spec.solver.name} | spec.solver.options | budget
+    times: dict[str, Value] = {"optimiser": spec.schedule.name if spec.schedule else "none"}
+    if spec.schedule:
+        times |= {f"optimiser.{key}": value for key, value in spec.schedule.options.items()}
+    return {"solver": spec.solver.name} | spec.solver.options | times | budget
 
 
-def _setting(found: Sequence[Result], key: str) -> str:
-    """A setting as asked for, or else as a record says that it was used."""
-    used = next((r.conventions[key] for r in found if key in r.conventions), "default")
+def setting(found: Sequence[Result], key: str) -> str:
+    """A setting of a row as asked for, or else as a record says that it was used."""
+    used = next((u[key] for r in found if key in (u := _used(r))), "default")
     return str(_asked(found[0].spec).get(key, used))
+
+
+def _used(result: Result) -> dict[str, Value]:
+    """What a record says of its settings, under the keys of ``_asked``."""
+    times = result.conventions.get("schedule_optimiser")
+    options = times if isinstance(times, dict) else {}
+    return result.conventions | {f"optimiser.{key}": value for key, value in options.items()}
 
 
 def _text(model: Model | None) -> str:

@@ -55,7 +55,21 @@ def test_values_stand_as_printed(
     assert entry.source.startswith("arXiv 2510.17699 Table 2")
 
 
-def test_solvers_named_here_are_plugins_of_this_package() -> None:
+def test_plugins_named_here_are_of_this_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    solvers = set(project["entry-points"]["solverbench.solvers"])
-    assert {p.solver for p in load_published() if p.solver} <= solvers
+    plugins = project["entry-points"]
+    assert {p.solver for p in load_published() if p.solver} <= set(plugins["solverbench.solvers"])
+    schedules = {p.schedule for p in load_published() if p.schedule}
+    assert schedules == {"gits", "gits-sd", "dmn"} <= set(plugins["solverbench.schedules"])
+
+
+def test_only_teachers_and_the_best_of_several_have_no_solver_here() -> None:
+    methods = {p.method for p in load_published() if p.solver is None}
+    assert methods == {"Teacher", "Best LD3"}
+
+
+def test_brackets_in_a_method_stand_for_optimised_times() -> None:
+    for entry in load_published():
+        optimiser = entry.method.partition("[")[2].rstrip("]").lower()
+        assert (entry.schedule or "").removesuffix("-sd") == optimiser
+        assert not (entry.schedule and "schedule" in entry.options)

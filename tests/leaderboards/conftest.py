@@ -7,7 +7,16 @@ import pytest
 from solverbench.benchmark.results import Cost, MetricFacts, Provenance, Result
 from solverbench.benchmark.spec import EvaluationSpec, FitSpec, Named, RunSpec, TeacherSpec, Value
 
-TITLES = {"ddim": "DDIM", "unipc-3": "UniPC (3M)", "gs": "GS", "dpmpp-3m": "DPM-Solver++ (3M)"}
+TITLES = {
+    "ddim": "DDIM",
+    "unipc-3": "UniPC (3M)",
+    "dpmpp-3m": "DPM-Solver++ (3M)",
+    "gs": "GS",
+    "ld3-dpmpp": "LD3 (DPM++)",
+    "ld3-ipndm": "LD3 (iPNDM)",
+    "s4s-alt": "S4S-Alt (re-implementation)",
+}
+LEARNED = ("gs", "ld3-dpmpp", "ld3-ipndm", "s4s-alt")
 TEACHER = Named(name="unipc-3", options={"t_min": 1e-4})
 FACTS = {
     "fd": MetricFacts(label="FD[cifar16]", higher_is_better=False, about="moments to the data"),
@@ -23,6 +32,7 @@ def make(
     metrics: Mapping[str, float] | None = None,
     *,
     options: Mapping[str, Value] | None = None,
+    schedule: Named | None = None,
     seed: int = 0,
     iterations: int = 20,
     reason: str = "",
@@ -32,10 +42,11 @@ def make(
     created: str = "2026-11-20T10:00:00Z",
     device: str = "cpu",
 ) -> Result:
-    fit = FitSpec(iterations=iterations) if solver == "gs" else None
+    fit = FitSpec(iterations=iterations) if solver in LEARNED else None
     spec = RunSpec(
         backbone=Named(name=backbone),
         solver=TEACHER if solver == "teacher" else Named(name=solver, options=dict(options or {})),
+        schedule=schedule,
         nfe=20 if solver == "teacher" else nfe,
         teacher=TeacherSpec(solver=TEACHER, nfe=20),
         evaluation=EvaluationSpec(num_images=num_images, metrics=("fd",)),
@@ -51,6 +62,8 @@ def make(
         decode_seconds_per_image=0.0,
         peak_bytes=3 * 2**20,
         fit_seconds=12.5 if fit else 0.0,
+        fit_network_rows=1200 * nfe if fit or schedule else 0,
+        fit_pairs=1656 if fit else 0,
         num_parameters=35 if fit else 0,
     )
     made = Provenance(
@@ -66,7 +79,7 @@ def make(
     )
     return Result(
         spec=spec,
-        title=TITLES[spec.solver.name],
+        title=TITLES[spec.solver.name] + (f" [{schedule.name.upper()}]" if schedule else ""),
         status="failed" if reason else "ok",
         reason=reason,
         metrics=metrics,

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from solverbench.benchmark.results import Result
+from solverbench.benchmark.spec import Named
 from solverbench.errors import SolverBenchError
 from solverbench.leaderboards.render import console, render
 
@@ -36,7 +37,7 @@ def test_notes_say_what_a_reader_must_know(group: list[Result]) -> None:
     for part in (
         "2000 a cell, seeds 50000 to 51999",
         "FD[cifar16]: moments to the data.",
-        "training seeds 0, 1; 12.5 s a cell",
+        "training seeds 0, 1; 12.5 s, 4,800 network rows, 1,656 teacher pairs a cell",
         "sample standard deviation",
         "cpu, 1 thread(s), 1 process(es) at once with solverbench 0.1.0, Python 3.11, torch 2.11;",
         "commit abc; 2026-11-20",
@@ -46,8 +47,98 @@ def test_notes_say_what_a_reader_must_know(group: list[Result]) -> None:
 
 def test_costs_are_one_line_a_cell(group: list[Result]) -> None:
     text = render(group, "md")
-    assert "| GS | 4 | 0.00123 | 0 | 3 | 4 | 4 | 12.5 | 0 | 35 |" in text
-    assert "| GS | 6 |  |  |  |  |  |  |  |  |" in text
+    assert "| fit s | fit peak MiB | fit rows | pairs | trained numbers |" in text
+    assert "| GS | 4 | 0.00123 | 0 | 3 | 4 | 4 | 12.5 | 0 | 4800 | 1656 | 35 |" in text
+    assert "| GS | 6 |  |  |  |  |  |  |  |  |  |  |" in text
+
+
+def test_budgets_say_what_training_took(make: Make) -> None:
+    text = render([make("gs", 4, {"fd": 1.0}), make("gs", 6, {"fd": 1.0})], "md")
+    assert (
+        "- GS: 20 iterations of 24 pairs out of 1400, distance l2, weights as the method selects "
+        "them, training seeds 0; 12.5 s, 4,800 to 7,200 network rows, 1,656 teacher pairs a cell."
+    ) in text
+
+
+def test_optimised_times_say_by_what_and_at_what_price(make: Make) -> None:
+    gits = Named(name="gits", options={"gamma": 1.2})
+    text = render([make("unipc-3", 4, {"fd": 1.0}, schedule=gits)], "md")
+    assert (
+        "- UniPC (3M) [GITS]: times chosen by gits (gamma=1.2); 4,800 network rows a cell."
+    ) in text
+
+
+def test_a_reimplementation_is_said_to_be_one(make: Make) -> None:
+    line = "- S4S-Alt (re-implementation): written here after the paper, whose authors never"
+    assert line in render([make("s4s-alt", 4, {"fd": 1.0})], "md")
+    assert "written here" not in render([make("gs", 4, {"fd": 1.0})], "md")
+
+
+def grids(make: Make) -> list[Result]:
+    """UniPC on three grids, one of which failed once, beside DDIM."""
+    return [
+        make("ddim", 4, {"fd": 9.0, "recall": 0.5}),
+        make("unipc-3", 4, {"fd": 3.0, "recall": 0.8}, options={"schedule": "logsnr"}),
+        make("unipc-3", 6, {"fd": 1.0, "recall": 0.9}, options={"schedule": "logsnr"}),
+        make("unipc-3", 4, {"fd": 2.0, "recall": 0.7}, options={"schedule": "edm"}),
+        make("unipc-3", 6, {"fd": 1.5, "recall": 0.95}, options={"schedule": "edm"}),
+        make("unipc-3", 4, reason="no such grid", options={"schedule": "torn"}),
+    ]
+
+
+def test_the_best_grid_is_a_view_below_the_logsnr_row(make: Make) -> None:
+    text = render(grids(make), "md")
+    assert (
+        "| UniPC (3M) [schedule=logsnr] | **3.00** | 1.00 |"
+        "\n| *UniPC (3M), best of 3 grids* | 2.00 [1] | 1.00 |\n"
+    ) in text
+    assert "schedule=edm]" not in text
+    assert (
+        "- [1] UniPC (3M), best of 3 grids, NFE 4: UniPC (3M) [schedule=torn]: "
+        "failed (seed 0): no such grid."
+    ) in text
+    assert (
+        "- UniPC (3M), best of 3 grids: a view, not ranked; at each NFE the row with the lowest "
+        "FD[cifar16] of edm, logsnr, torn. Taken: NFE 4 edm, NFE 6 logsnr. Chosen by the samples "
+        "that it is measured on, so it flatters. Rows left out here stand in the CSV."
+    ) in text
+
+
+def test_every_table_shows_the_rows_that_fd_chose(make: Make) -> None:
+    text = render(grids(make), "md", ["recall"])
+    assert "| *UniPC (3M), best of 3 grids* | 0.700 [1] | 0.900 |" in text
+
+
+def test_rows_behind_a_view_stay_in_the_csv_and_the_view_is_not_there(make: Make) -> None:
+    results = grids(make)
+    text = render(results, "csv")
+    assert len(list(csv.DictReader(io.StringIO(text)))) == len(results)
+    assert "best of" not in text
+
+
+@pytest.mark.parametrize(
+    ("fmt", "title"), [("md", "*Best LD3*"), ("latex", r"\emph{Best LD3}"), ("csv", "")]
+)
+def test_best_ld3_is_a_view_marked_in_every_format(make: Make, fmt: str, title: str) -> None:
+    results = [make("ld3-dpmpp", 4, {"fd": 2.0}), make("ld3-ipndm", 4, {"fd": 1.0})]
+    text = render(results, fmt)
+    assert title in text
+    assert ("Best LD3" in text) == bool(title)
+
+
+def test_the_terminal_marks_a_view_too(make: Make) -> None:
+    screen = Console(width=120, record=True, file=io.StringIO())
+    screen.print(console(grids(make)))
+    text = screen.export_text()
+    assert "UniPC (3M), best of 3 grids" in text
+    assert "schedule=edm" not in text
+
+
+def test_the_csv_names_the_optimiser_of_times(make: Make) -> None:
+    gits = Named(name="gits", options={"gamma": 1.2})
+    text = render([make("unipc-3", 4, {"fd": 1.0}, schedule=gits)], "csv")
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert (line["schedule"], line["schedule_options"]) == ("gits", '{"gamma": 1.2}')
 
 
 def test_times_of_two_machines_are_not_averaged(make: Make) -> None:

@@ -6,7 +6,11 @@ import pytest
 
 from solverbench.baselines.published import load_published
 from solverbench.benchmark.results import Result
+from solverbench.benchmark.spec import EvaluationSpec, Named
 from solverbench.leaderboards.tables import Table, build, split
+from solverbench.leaderboards.views import find, listed, show
+
+RECALL = EvaluationSpec(metrics=("recall",))
 
 Make = Callable[..., Result]
 
@@ -80,6 +84,93 @@ def test_variants_of_a_solver_say_how_they_differ(make: Make) -> None:
     ]
 
 
+def test_optimised_times_are_rows_of_their_own(make: Make) -> None:
+    gits, far = Named(name="gits"), Named(name="gits", options={"gamma": 1.2})
+    results = [
+        make("unipc-3", 4, {"fd": 1.0}),
+        make("unipc-3", 4, {"fd": 2.0}, schedule=gits),
+        make("unipc-3", 6, {"fd": 2.0}, schedule=gits),
+        make("unipc-3", 4, {"fd": 3.0}, schedule=far),
+        make("unipc-3", 4, {"fd": 4.0}, schedule=Named(name="dmn")),
+    ]
+    used = {"schedule_optimiser": {"name": "gits", "gamma": 1.15}}
+    results[1] = results[1].model_copy(update={"conventions": used})
+    table = build(results, "fd")
+    assert titles(table) == [
+        "UniPC (3M)",
+        "UniPC (3M) [DMN]",
+        "UniPC (3M) [GITS] [optimiser.gamma=1.2]",
+        "UniPC (3M) [GITS] [optimiser.gamma=1.15]",
+    ]
+    assert table.rows[3].cells[6].mean == 2.0
+
+
+def test_best_ld3_takes_the_best_base_at_each_nfe_and_no_rank(make: Make) -> None:
+    group = [
+        make("ld3-dpmpp", 4, {"fd": 2.0}, seed=0),
+        make("ld3-dpmpp", 4, {"fd": 2.2}, seed=1),
+        make("ld3-dpmpp", 6, {"fd": 1.0}),
+        make("ld3-ipndm", 4, {"fd": 3.0}),
+        make("ld3-ipndm", 6, {"fd": 0.5}),
+        make("ld3-ipndm", 8, reason="killed"),
+        make("gs", 4, {"fd": 4.0}),
+    ]
+    (view,) = find(group)
+    assert [view.members[i] for i in view.taken.values()] == ["LD3 (DPM++)", "LD3 (iPNDM)"]
+    table = show(build(group, "fd"), [view], ())
+    assert titles(table) == ["GS", "LD3 (DPM++)", "LD3 (iPNDM)", "Best LD3"]
+    best = table.rows[3]
+    assert best.is_view
+    assert [cell.values for cell in best.cells.values()] == [(2.0, 2.2), (0.5,), ()]
+    assert [cell.rank for cell in best.cells.values()] == [0, 0, 0]
+    assert best.cells[8].status == "failed"
+    assert best.cells[8].faults == ()  # the row that failed is in the table and says so
+    assert [row.cells[4].rank for row in table.rows] == [0, 1, 2, 0]
+    assert titles(build(group, "fd")) == ["GS", "LD3 (DPM++)", "LD3 (iPNDM)"]
+
+
+def test_the_paper_stands_beside_best_ld3(make: Make) -> None:
+    group = [
+        make(solver, 4, {"fid": 9.0}, backbone="edm-cifar10")
+        for solver in ("ld3-dpmpp", "ld3-ipndm")
+    ]
+    table = show(build(group, "fid", load_published()), find(group), load_published())
+    quoted = {row.title: c.published.value for row in table.rows if (c := row.cells[4]).published}
+    assert quoted == {"Best LD3": 9.31}
+
+
+def test_grids_of_other_variants_and_optimised_times_are_not_mixed(make: Make) -> None:
+    group = [
+        make("unipc-3", 4, {"fd": fd}, options={"schedule": grid, "variant": variant})
+        for fd, grid, variant in [(4.0, "logsnr", "bh1"), (3.0, "edm", "bh1"), (1.0, "edm", "bh2")]
+    ]
+    group.append(make("unipc-3", 4, {"fd": 0.5}, schedule=Named(name="gits")))
+    (view,) = find(group)
+    assert view.title == "UniPC (3M) [variant=bh1], best of 2 grids"
+    assert [row.title for row in listed(group)] == [
+        "UniPC (3M) [schedule=edm, variant=bh2]",
+        "UniPC (3M) [schedule=logsnr, variant=bh1]",
+        "UniPC (3M) [GITS]",
+    ]
+    assert show(build(group, "fd"), [view], ()).rows[2].cells[4].mean == 3.0
+
+
+def test_a_grid_left_out_is_known_from_what_the_record_used(make: Make) -> None:
+    plain = make("unipc-3", 4, {"fd": 2.0})
+    plain = plain.model_copy(update={"conventions": {"schedule": "logsnr"}})
+    (view,) = find([plain, make("unipc-3", 4, {"fd": 1.0}, options={"schedule": "edm"})])
+    assert sorted(view.members.values()) == ["edm", "logsnr"]
+
+
+def test_one_grid_or_one_base_or_no_fd_makes_no_view(make: Make) -> None:
+    assert find([make("unipc-3", 4, {"fd": 2.0}), make("ld3-dpmpp", 4, {"fd": 1.0})]) == []
+    blind = [
+        r.model_copy(update={"spec": r.spec.model_copy(update={"evaluation": RECALL})})
+        for r in (make("ld3-dpmpp", 4, {"recall": 1.0}), make("ld3-ipndm", 4, {"recall": 1.0}))
+    ]
+    assert find(blind) == []
+
+
 def test_an_option_left_out_is_named_from_what_the_record_used(make: Make) -> None:
     plain = make("unipc-3", 4, {"fd": 1.0})
     plain = plain.model_copy(update={"conventions": {"variant": "bh1"}})
@@ -118,6 +209,8 @@ def test_a_published_value_stands_beside_the_reproduced_one(make: Make) -> None:
         make("unipc-3", 4, {"fid": 44.0}, backbone="edm-cifar10", options={"variant": "bh1"}),
         make("unipc-3", 4, {"fid": 60.0}, backbone="edm-cifar10", options={"variant": "bh2"}),
         make("unipc-3", 5, {"fid": 30.0}, backbone="edm-cifar10", options={"variant": "bh1"}),
+        make("unipc-3", 4, {"fid": 25.0}, backbone="edm-cifar10", schedule=Named(name="gits")),
+        make("s4s-alt", 4, {"fid": 7.0}, backbone="edm-cifar10"),
         make("teacher", 20, {"fid": 2.1}, backbone="edm-cifar10"),
     ]
     table = build(results, "fid", load_published())
@@ -129,7 +222,9 @@ def test_a_published_value_stands_beside_the_reproduced_one(make: Make) -> None:
     }
     assert papers == {
         ("UniPC (3M) [variant=bh1]", 4): 43.92,  # the paper's variant; bh2 is another method
+        ("UniPC (3M) [GITS]", 4): 25.32,
         ("GS", 4): 4.41,
+        ("S4S-Alt (re-implementation)", 4): 6.35,
         ("Teacher (UniPC (3M), 20 NFE)", 20): 2.03,
     }
     assert table.has_published == {4}
