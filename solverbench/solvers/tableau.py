@@ -137,7 +137,13 @@ def trace(solver: Solver) -> Tableau:
     return Tableau(torch.stack([*tracer.rows, end]), torch.stack(tracer.times), grid.t, meta)
 
 
-def integrate(solver: Solver, backbone: Denoiser, noise: Tensor, condition: Any = None) -> Tensor:
+def integrate(
+    solver: Solver,
+    backbone: Denoiser,
+    noise: Tensor,
+    condition: Any = None,
+    watch: Callable[[Prediction], None] | None = None,
+) -> Tensor:
     """Run a solver's own formulas on images; the slow twin of ``sample``, for checks.
 
     Args:
@@ -145,13 +151,18 @@ def integrate(solver: Solver, backbone: Denoiser, noise: Tensor, condition: Any 
         backbone: the network.
         noise: unit-variance noise, (B, C, H, W).
         condition: for the network.
+        watch: shown every prediction, with the state it was made for.
 
     Returns:
         Final state, (B, C, H, W).
     """
 
     def network(x: State, t: Tensor, t_model: Tensor) -> Prediction:
-        return _predict(solver.setting, x, backbone.evaluate(x, t_model, condition), t, t_model)
+        raw = backbone.evaluate(x, t_model, condition)
+        predicted = _predict(solver.setting, x, raw, t, t_model)
+        if watch:
+            watch(predicted)
+        return predicted
 
     start = solver.setting.noise_schedule.prior_std * noise
     return solver.integrate(start, solver.grid(), network)
