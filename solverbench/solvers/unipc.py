@@ -29,6 +29,7 @@ class _UniPC(MultistepSolver):
         rho: float | None = None,
         lower_order_final: bool = True,
         variant: str = "bh1",
+        detached: bool = False,
     ) -> None:
         """Bind to a setting.
 
@@ -39,7 +40,10 @@ class _UniPC(MultistepSolver):
             rho: exponent of the schedules that have one.
             lower_order_final: fall to orders 2 and 1 in the last steps.
             variant: B(h) = h (``bh1``) or exp(h) - 1 (``bh2``), with h = -step.
+            detached: no gradient through the matrix of step ratios, as in the public code; what
+                is sampled stays the same.
         """
+        self.detached = detached
         self.variant = choice("variant", variant, ("bh1", "bh2"))
         super().__init__(
             setting, schedule=schedule, t_min=t_min, rho=rho, lower_order_final=lower_order_final
@@ -48,14 +52,19 @@ class _UniPC(MultistepSolver):
     def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
         """Predict, call, correct; the history holds calls at predicted points."""
         num = grid.num_steps
-        history = [network(x, grid.t[0], grid.t_eval[0]).x0]
+        history = [self._call(x, 0, grid, network)]
         for i in range(num - 1):
             used = history[-self.order_at(i, num) :]
             predicted = self.update(x, i, grid, used)
-            m = network(predicted, grid.t[i + 1], grid.t_eval[i + 1]).x0
+            m = self._call(predicted, i + 1, grid, network)
             x = self.correct(x, i, grid, used, m)
             history = [*history, m][-self.order :]
         return self.update(x, num - 1, grid, history[-self.order_at(num - 1, num) :])
+
+    def _call(self, x: State, i: int, grid: TimeGrid, network: Network) -> State:
+        """The data prediction at node i."""
+        t_model = grid.t_eval[i]
+        return network(x, grid.t[i] if self.conversion == "node" else t_model, t_model).x0
 
     def update(self, x: State, i: int, grid: TimeGrid, history: Sequence[State]) -> State:
         """The predictor, UniP."""
@@ -97,6 +106,7 @@ class _UniPC(MultistepSolver):
         h = lam[i + 1] - lam[i]
         past = [(lam[i - k] - lam[i]) / h for k in range(1, p)]
         r = torch.stack([*past, torch.ones_like(h)])
+        r = r.detach() if self.detached else r
         g = [torch.exp(-h)]
         for k in range(p + 1):
             g.append((g[k] - 1 / math.factorial(k)) / -h)
