@@ -297,3 +297,18 @@ def train(
     folder = out or Path("backbones") / name
     facts = make_backbone(name, data, folder, num_images, threads, quiet)
     click.echo(f"{name}: FD of the teacher {facts['teacher_fd']:.2f}; weights and card in {folder}")
+
+
+@backbone.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [backbones/NAME].")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@QUIET
+def discriminator(name: str, out: Path | None, threads: int, quiet: bool) -> None:
+    """Train the discriminator that GAS starts from with the option `pretrained`."""
+    from solverbench.making import make_adversary
+
+    folder = out or Path("backbones") / name
+    facts = make_adversary(name, folder, threads, quiet)
+    shares = ", ".join(f"{key} {value:.2f}" for key, value in facts["told_apart"].items())
+    click.echo(f"{name}: weights in {folder}; told apart from the teacher's samples: {shares}")

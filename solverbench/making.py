@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from solverbench.backbones.extractor import EmbeddedExtractor
 from solverbench.backbones.recipes import images_for, train_backbone
 from solverbench.baselines.recipe import load_recipe
+from solverbench.benchmark.adversary import make_discriminator
 from solverbench.benchmark.features import features_of
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.metrics.frechet import FD
@@ -60,6 +61,34 @@ def make_backbone(
     facts |= quality(name, out) | {"threads": threads}
     write_text(out / f"{name}.md", card(name, facts))
     return facts
+
+
+def make_adversary(name: str, out: Path, threads: int, quiet: bool) -> dict[str, Any]:
+    """Train the discriminator of an embedded backbone.
+
+    Args:
+        name: ``digits`` or ``cifar16``.
+        out: folder for the weights.
+        threads: of the CPU.
+        quiet: no progress.
+
+    Returns:
+        Facts, as in the file.
+
+    Raises:
+        SolverBenchError: for a backbone without a recipe.
+    """
+    torch.set_num_threads(threads)
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        return make_discriminator(name, out, report)
 
 
 def quality(name: str, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from solverbench.benchmark.store import read_records
 from solverbench.cli import main
 
 TINY = (
@@ -38,7 +39,7 @@ def test_a_run_prints_the_table_and_leaves_records_tables_and_a_picture(folder: 
     names = {path.name for path in folder.iterdir()}
     assert {"table.md", "table.csv", "table.tex", "smoke.png", "digits", "teachers"} <= names
     assert size_of(folder / "smoke.png")[1] > 8
-    assert len(list((folder / "digits").rglob("nfe*.json"))) == 4
+    assert len(list((folder / "digits").rglob("nfe*.json"))) == 5
     assert not list(folder.rglob("*.tmp"))
     assert not list(folder.rglob("*.work"))
 
@@ -54,7 +55,7 @@ def test_a_second_run_does_no_work_and_prints_the_same(folder: Path) -> None:
 def test_json_is_one_document_on_standard_output(folder: Path) -> None:
     done = run("run", "smoke", "--out", folder, "--json", *TINY)
     records = json.loads(done.stdout)
-    assert {r["spec"]["solver"]["name"] for r in records} == {"dpmpp-3m", "unipc-3", "gs"}
+    assert {r["spec"]["solver"]["name"] for r in records} == {"dpmpp-3m", "unipc-3", "gs", "gas"}
     assert all(r["cost"]["nfe"] == r["spec"]["nfe"] for r in records)
 
 
@@ -214,9 +215,15 @@ def test_a_torn_record_is_named(folder: Path, tmp_path: Path) -> None:
     assert str(torn) in done.stderr
 
 
-def test_a_failed_cell_is_a_row_and_exit_code_1(tmp_path: Path) -> None:
-    options = ("--set", "fit.lr=1e200", "--set", "fit.iterations=30", "--solver", "gs")
+def test_a_fit_that_diverges_is_a_failed_row_and_exit_code_1(tmp_path: Path) -> None:
+    """The other rows are complete."""
+    options = ("--set", "fit.lr=1e3", "--solver", "dpmpp-3m,gs,ld3-unipc,s4s")
     done = run("run", "smoke", "--out", tmp_path, "--quiet", *TINY, *options)
     assert done.exit_code == 1, done.output
     assert "failed" in done.stdout
-    assert "diverged" in (tmp_path / "table.md").read_text()
+    results = read_records(tmp_path)
+    assert {r.spec.solver.name for r in results if r.status == "ok"} == {"dpmpp-3m", "unipc-3"}
+    reasons = {r.spec.solver.name: r.reason for r in results if r.status == "failed"}
+    assert reasons.keys() == {"gs", "ld3-unipc", "s4s"}
+    assert all("diverged" in reason for reason in reasons.values())
+    assert (tmp_path / "table.md").read_text().count("diverged") >= 3

@@ -21,7 +21,7 @@ from solverbench.benchmark.sampling import Samples, sample_seeds
 from solverbench.benchmark.scheduling import schedule_facts, schedule_title, solver_of, times_of
 from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, RunSpec, digest
 from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
-from solverbench.benchmark.training import Fit, Lesson
+from solverbench.benchmark.training import Fit, Lesson, fit_task
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_bytes
 from solverbench.images import Extractor, Features, Reference
@@ -103,7 +103,10 @@ class Run:
             )
         extractor.reference()
         if self.spec.fit is not None:
-            registry.distances.get(self.spec.fit.distance)(backbone, extractor)
+            assert isinstance(solver, LearnableSolver)
+            distance = registry.distances.get(self.spec.fit.distance)(backbone, extractor)
+            rng = torch.Generator().manual_seed(self.spec.seed)
+            solver.rule(fit_task(self.spec.fit, backbone, distance, _unused, rng))
         noise = backbone.noise([evaluation.first_seed])
         check_match(backbone, self._teacher_tableau(backbone), noise)
         tableau = traced(solver)
@@ -320,6 +323,11 @@ def traced(solver: Solver) -> Tableau | None:
         raise
     except Exception:
         return None
+
+
+def _unused(tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
+    """Stands for sampling where a rule is made only to see whether it can be."""
+    raise AssertionError("nothing is sampled before a run")
 
 
 def needs_teacher(spec: RunSpec) -> bool:

@@ -100,6 +100,28 @@ class Lesson:
     validation: Samples
 
 
+def fit_task(
+    spec: FitSpec,
+    backbone: Backbone,
+    distance: Distance,
+    sample_with: Callable[[Tableau, Tensor, Any], Tensor],
+    rng: torch.Generator,
+) -> FitTask:
+    """What a training rule is made for."""
+    return FitTask(
+        sample=sample_with,
+        distance=distance,
+        lr=spec.lr,
+        clip=spec.clip,
+        rng=rng,
+        iterations=spec.iterations,
+        round_length=spec.train_size // spec.batch,
+        num_train=spec.train_size,
+        num_validation=spec.validation_size,
+        discriminator=backbone.discriminator,
+    )
+
+
 class Fit:
     """One training run of one solver.
 
@@ -111,40 +133,23 @@ class Fit:
         seconds: in training steps, without validation and checkpoints.
         peak_bytes: above what was there before.
         network_rows: through the network, validation included.
+        round_length: iterations in a pass over the training set; what is left of it is dropped.
     """
 
     def __init__(self, solver: LearnableSolver, lesson: Lesson) -> None:
         self.solver, self.lesson, self.spec = solver, lesson, lesson.spec
         self.rng = torch.Generator().manual_seed(lesson.seed)
-        self.rule: TrainingRule = solver.rule(self._task())
+        task = fit_task(self.spec, lesson.backbone, lesson.distance, self._sample, self.rng)
+        self.rule: TrainingRule = solver.rule(task)
         parameters = dict(solver.named_parameters())
         self.ema = Ema(dict(parameters), self.spec.ema_decay, self.spec.ema_warmup)
         self.select = self.spec.select or self.rule.select
         self.chosen = {key: p.detach().clone() for key, p in parameters.items()}
         self.first = self.last = self.best = math.inf  # distances on the validation set
+        self.round_length = task.round_length
         self.iteration = self.skipped = self.network_rows = 0
         self.seconds, self.peak_bytes = 0.0, 0
         self.log: list[dict[str, float]] = []
-
-    def _task(self) -> FitTask:
-        lesson, spec = self.lesson, self.spec
-        return FitTask(
-            sample=self._sample,
-            distance=lesson.distance,
-            lr=spec.lr,
-            clip=spec.clip,
-            rng=self.rng,
-            iterations=spec.iterations,
-            round_length=self.round_length,
-            num_train=len(lesson.train.states),
-            num_validation=len(lesson.validation.states),
-            discriminator=lesson.backbone.discriminator,
-        )
-
-    @property
-    def round_length(self) -> int:
-        """Iterations in a pass over the training set; the last incomplete batch is dropped."""
-        return len(self.lesson.train.states) // self.spec.batch
 
     def run(self, folder: Path, progress: Progress = lambda done, total: None) -> Tableau:
         """Train to the end of the budget, from the checkpoint in ``folder`` if there is one.

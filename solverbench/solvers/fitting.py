@@ -93,10 +93,10 @@ class TrainingRule(ABC):
         """The noise that validation pairs start from, (B, C, H, W); their own unless overridden."""
         return batch.noise
 
-    def validated(self, loss: float) -> None:
+    def validated(self, loss: float) -> None:  # noqa: B027 (a hook)
         """Told of the mean distance on the validation set after each validation."""
 
-    def round_ended(self, validation: Iterable[Batch]) -> None:
+    def round_ended(self, validation: Iterable[Batch]) -> None:  # noqa: B027 (a hook)
         """Called after each pass over the training set, with the validation pairs in batches."""
 
     @abstractmethod

@@ -2,12 +2,13 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from solverbench import tensorfile
 from solverbench.benchmark.run import Run
-from solverbench.benchmark.spec import FitSpec, RunSpec
+from solverbench.benchmark.spec import FitSpec, Named, RunSpec
 from solverbench.benchmark.training import FORMAT
 from solverbench.errors import SolverBenchError
 from tests.benchmark.cells import cell, worker
@@ -31,19 +32,32 @@ def killed_when(spec: RunSpec, root: Path, ready: Callable[[], bool]) -> None:
         assert process.wait() == -9
 
 
-def test_a_fit_killed_in_the_middle_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    run, calm = Run(LEARNED, tmp_path / "killed"), Run(LEARNED, tmp_path / "calm")
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        ("gs", {}),
+        ("gas", {"disc_lr": 1e-3, "warm_start": 5, "disc_warmup": 5}),
+        ("ld3-unipc", {"radius": 1.0}),
+        ("s4s-alt", {"radius": 1.0, "phase": 3}),
+    ],
+)
+def test_a_fit_killed_in_the_middle_goes_on_and_ends_with_the_same_bits(
+    solver: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """State of a rule too: the discriminator, the noise that LD3 has moved, phases."""
+    spec = LEARNED.model_copy(update={"solver": Named(name=solver, options=options)})
+    run, calm = Run(spec, tmp_path / "killed"), Run(spec, tmp_path / "calm")
     checkpoint = run.work / "fit.safetensors"
 
     def iteration() -> int:
         return int(tensorfile.read(checkpoint, FORMAT)[1]["iteration"])
 
-    killed_when(LEARNED, run.root, lambda: checkpoint.exists() and iteration() >= 8)
+    killed_when(spec, run.root, lambda: checkpoint.exists() and iteration() >= 12)
     reached = iteration()
     assert reached < LONG.iterations
     assert not run.path.exists()
     told: list[tuple[str, int]] = []
-    again = Run(LEARNED, run.root, lambda stage, done, total: told.append((stage, done))).execute()
+    again = Run(spec, run.root, lambda stage, done, total: told.append((stage, done))).execute()
     assert min(done for stage, done in told if stage == "fit") == reached + 1
     expected = calm.execute()
     assert again.metrics == expected.metrics

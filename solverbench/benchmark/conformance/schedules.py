@@ -81,5 +81,3 @@ def _untouched(optimiser: ScheduleOptimiser) -> str:
     before = content(vars(optimiser))
     _first(optimiser)
     return demand(before == content(vars(optimiser)), "attributes compared")
-
-
