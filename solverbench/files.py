@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one. No torch here."""
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -37,3 +38,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as ``write_bytes`` does."""
     write_bytes(path, text.encode())
+
+
+def sha256_of(path: Path | None) -> str:
+    """The checksum of a file, hexadecimal; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.exists() else ""

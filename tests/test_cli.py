@@ -217,13 +217,13 @@ def test_a_torn_record_is_named(folder: Path, tmp_path: Path) -> None:
 
 def test_a_fit_that_diverges_is_a_failed_row_and_exit_code_1(tmp_path: Path) -> None:
     """The other rows are complete."""
-    options = ("--set", "fit.lr=1e3", "--solver", "dpmpp-3m,gs,ld3-unipc,s4s")
+    options = ("--set", "fit.lr=1e3", "--solver", "dpmpp-3m,gs,s4s,s4s-lms-gas")
     done = run("run", "smoke", "--out", tmp_path, "--quiet", *TINY, *options)
     assert done.exit_code == 1, done.output
     assert "failed" in done.stdout
     results = read_records(tmp_path)
     assert {r.spec.solver.name for r in results if r.status == "ok"} == {"dpmpp-3m", "unipc-3"}
     reasons = {r.spec.solver.name: r.reason for r in results if r.status == "failed"}
-    assert reasons.keys() == {"gs", "ld3-unipc", "s4s"}
+    assert reasons.keys() == {"gs", "s4s", "s4s-lms-gas"}
     assert all("diverged" in reason for reason in reasons.values())
     assert (tmp_path / "table.md").read_text().count("diverged") >= 3

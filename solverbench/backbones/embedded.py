@@ -1,6 +1,5 @@
 """The backbones that ship with the package: small EDM denoisers, trained by our own recipe."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from solverbench import tensorfile
 from solverbench.backbones.base import Backbone, Condition
 from solverbench.backbones.pretraining import WEIGHTS_FORMAT, build
 from solverbench.backbones.unet import EdmDenoiser
+from solverbench.files import sha256_of
 from solverbench.schedule import VPLinear
 
 FOLDER = Path(__file__).parent / "weights"
@@ -41,7 +41,7 @@ class Embedded(Backbone):
     ) -> None:
         path = Path(weights) if weights else FOLDER / f"{self.name}.safetensors"
         self.network, facts = load_denoiser(path)
-        self.weights_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.weights_sha256 = sha256_of(path)
         if guidance != 1.0 and not self.num_classes:
             raise ValueError(f"{self.name} is unconditional; guidance must stay 1")
         self.guidance, self.device = guidance, torch.device(device)

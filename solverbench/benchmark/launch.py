@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from solverbench.benchmark.outcome import failed
 from solverbench.benchmark.results import Result
-from solverbench.benchmark.run import Run, failed, fit_seeds, needs_teacher
+from solverbench.benchmark.run import Run, fit_seeds, needs_teacher
 from solverbench.benchmark.spec import RunSpec
 from solverbench.benchmark.store import check_writable, read_record, write_record
 from solverbench.errors import SolverBenchError

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +19,37 @@ class Peak:
     """Highest memory use inside a block.
 
     Attributes:
-        bytes: above what was in use at its start; CUDA: allocated, CPU: resident.
+        measure: the mark as it stands, less what was in use at the start.
+        final: the mark at the end of the block.
     """
 
-    bytes: int = 0
+    measure: Callable[[], int]
+    final: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Above what was in use at the start, so far; CUDA: allocated, CPU: resident."""
+        return max(0, self.measure() if self.final is None else self.final)
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the peak of a block; read ``.bytes`` after it.
+    """Measure the peak of a block; read ``.bytes`` in it or after it.
 
     On CUDA it is what PyTorch allocated. On Linux it is the resident size of this process, whose
     high-water mark is reset first; elsewhere it stays 0.
     """
-    peak = Peak()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield peak
-        torch.cuda.synchronize(device)
-        peak.bytes = torch.cuda.max_memory_allocated(device) - before
-        return
-    before = _reset_resident()
+        peak = Peak(lambda: torch.cuda.max_memory_allocated(device) - before)
+    else:
+        resident = _reset_resident()
+        peak = Peak(lambda: _resident("VmHWM") - resident)
     yield peak
-    peak.bytes = max(0, _resident("VmHWM") - before)
+    _wait(device)
+    peak.final = peak.measure()
 
 
 def _reset_resident() -> int:

@@ -35,7 +35,8 @@ class Cost(Model):
         decode_seconds_per_image: decoding alone, median over batches.
         peak_bytes: while sampling, above what was there before. On the CPU a learned solver's is
             higher by what its fit left in the heap of the same process.
-        fit_seconds: first to last iteration, without validation and checkpoints.
+        fit_seconds: first to last iteration, with what a rule does to validation pairs after a
+            round, without validation and checkpoints.
         fit_peak_bytes: while training, above what was there before.
         fit_iterations: optimiser steps done.
         fit_network_rows: rows through the network in the fit, validation included; of a schedule

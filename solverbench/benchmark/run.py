@@ -15,17 +15,25 @@ from solverbench.benchmark.features import features_of, reference_of
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.meter import stopwatch
 from solverbench.benchmark.metrics.base import Metric
+from solverbench.benchmark.outcome import conventions, failed, reason_of
 from solverbench.benchmark.provenance import provenance
 from solverbench.benchmark.results import Cost, MetricFacts, Result
 from solverbench.benchmark.sampling import Samples, sample_seeds
-from solverbench.benchmark.scheduling import schedule_facts, schedule_title, solver_of, times_of
+from solverbench.benchmark.scheduling import (
+    check_times,
+    schedule_facts,
+    schedule_title,
+    solver_of,
+    times_of,
+)
 from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, RunSpec, digest
 from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
-from solverbench.benchmark.training import Fit, Lesson, fit_task
+from solverbench.benchmark.training import Fit, Lesson, check_fit
 from solverbench.errors import SolverBenchError
-from solverbench.files import write_bytes
+from solverbench.files import sha256_of, write_bytes
 from solverbench.images import Extractor, Features, Reference
 from solverbench.solvers.base import LearnableSolver, Solver
+from solverbench.solvers.fitting import TrainingRule
 from solverbench.solvers.tableau import Tableau, check_match
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -73,6 +81,9 @@ class Run:
         found = (result.provenance.weights_sha256, result.provenance.reference_sha256)
         if found != (backbone.weights_sha256, reference):
             return False
+        judge = result.conventions.get("discriminator_sha256")
+        if judge is not None and judge != sha256_of(backbone.discriminator):
+            return False
         if not self.tableau_path.exists():
             return True  # a record that was copied alone
         stored = Tableau.load(self.tableau_path)
@@ -105,8 +116,8 @@ class Run:
         if self.spec.fit is not None:
             assert isinstance(solver, LearnableSolver)
             distance = registry.distances.get(self.spec.fit.distance)(backbone, extractor)
-            rng = torch.Generator().manual_seed(self.spec.seed)
-            solver.rule(fit_task(self.spec.fit, backbone, distance, _unused, rng))
+            check_fit(self.spec.fit, backbone, solver, distance)
+        check_times(self.spec, backbone)
         noise = backbone.noise([evaluation.first_seed])
         check_match(backbone, self._teacher_tableau(backbone), noise)
         tableau = traced(solver)
@@ -221,7 +232,7 @@ class Run:
         untrained = solver.tableau().A.tolist()
         fit = Fit(solver, self._lesson(backbone))
         tableau = fit.run(self.work, self._stage("fit"))
-        kept |= {"untrained": untrained, "trained": self._training(solver)}
+        kept |= {"untrained": untrained, "trained": self._training(solver, fit.rule)}
         tableau = replace(tableau, meta=tableau.meta | kept)
         tableau.save(self.tableau_path)
         curves = (self.work / "fit.jsonl").read_bytes()
@@ -245,7 +256,7 @@ class Run:
         )
         return Lesson(fit, self.spec.seed, backbone, distance, train, validation)
 
-    def _training(self, solver: LearnableSolver) -> dict[str, Any]:
+    def _training(self, solver: LearnableSolver, rule: TrainingRule) -> dict[str, Any]:
         """What a reader of the table's file must know: budget, seed, backbone, numbers learned."""
         assert self.spec.fit is not None
         return {
@@ -253,7 +264,7 @@ class Run:
             "seed": self.spec.seed,
             "backbone": self.spec.backbone.model_dump(mode="json"),
             "parameters": {key: p.tolist() for key, p in solver.named_parameters()},
-        }
+        } | rule.facts()
 
     def _metrics(
         self, backbone: Backbone, samples: Samples
@@ -325,11 +336,6 @@ def traced(solver: Solver) -> Tableau | None:
         return None
 
 
-def _unused(tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
-    """Stands for sampling where a rule is made only to see whether it can be."""
-    raise AssertionError("nothing is sampled before a run")
-
-
 def needs_teacher(spec: RunSpec) -> bool:
     """Whether a metric compares with the teacher's samples of the evaluation seeds."""
     return any(registry.metrics.get(m).against == "teacher" for m in spec.evaluation.metrics)
@@ -366,30 +372,3 @@ def decoded(backbone: Backbone, states: Tensor, batch: int) -> tuple[Tensor, flo
             images.append(backbone.decode(part.to(backbone.device)).cpu())
     per_image = sorted(s / len(i) for s, i in zip(seconds, images, strict=True))
     return torch.cat(images), per_image[len(per_image) // 2]
-
-
-def conventions(tableau: Tableau) -> dict[str, Any]:
-    """Every option of a solver as it was used, and its times."""
-    meta = tableau.meta
-    kept = dict(meta["options"])
-    kept |= {key: meta[key] for key in ("t_max", "t_min", "output", "conversion")}
-    kept |= meta["frame"]
-    return kept | {"t": tableau.nodes.tolist(), "t_eval": tableau.tau.tolist()}
-
-
-def failed(spec: RunSpec, reason: str) -> Result:
-    """The record of a cell that did not end."""
-    kind = registry.solvers.get(spec.solver.name)
-    return Result(
-        spec=spec,
-        title=(kind.title or kind.__name__) + schedule_title(spec),
-        status="failed",
-        reason=reason,
-        provenance=provenance(torch.device("cpu"), "", ""),
-    )
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, SolverBenchError) else f"{type(error).__name__}: {text}"

@@ -14,7 +14,7 @@ from solverbench.benchmark.meter import peak_memory, stopwatch
 from solverbench.benchmark.spec import Named, RunSpec
 from solverbench.errors import SolverBenchError
 from solverbench.solvers.base import Solver
-from solverbench.solvers.schedules import ScheduleTask
+from solverbench.solvers.schedules import ScheduleOptimiser, ScheduleTask
 
 FORMAT = "solverbench-times-1"
 
@@ -89,18 +89,9 @@ def times_of(spec: RunSpec, backbone: Backbone, folder: Path) -> Times | None:
     path = folder / "times.safetensors"
     if path.exists():
         tensors, facts = tensorfile.read(path, FORMAT)
-        return Times(tuple(tensors["nodes"].tolist()), **facts)
-    solver = solver_of(spec, backbone)
-    optimiser = load_schedule(spec.schedule.name, **spec.schedule.options)
-    t = solver.grid().t.detach()
-    task = ScheduleTask(
-        setting=solver.setting,
-        num_steps=len(t) - 1,
-        t_min=float(t[-1]),
-        backbone=backbone,
-        noise=backbone.noise,
-        condition=backbone.condition,
-    )
+        if facts.pop("weights") == backbone.weights_sha256:
+            return Times(tuple(tensors["nodes"].tolist()), **facts)
+    optimiser, task = _loaded(spec, backbone)
     seconds: list[float] = []
     with (
         peak_memory(backbone.device) as peak,
@@ -110,8 +101,36 @@ def times_of(spec: RunSpec, backbone: Backbone, folder: Path) -> Times | None:
     ):
         nodes = optimiser.times(task)
     found = Times(tuple(nodes.tolist()), seconds[0], peak.bytes, count.rows)
-    tensorfile.write(path, FORMAT, {"nodes": nodes}, found.cost())
+    facts = found.cost() | {"weights": backbone.weights_sha256}
+    tensorfile.write(path, FORMAT, {"nodes": nodes}, facts)
     return found
+
+
+def check_times(spec: RunSpec, backbone: Backbone) -> None:
+    """Let a schedule optimiser say what it cannot do, before anything slow starts.
+
+    Raises:
+        SolverBenchError: where it refuses the cell.
+    """
+    if spec.schedule is not None:
+        optimiser, task = _loaded(spec, backbone)
+        optimiser.check(task)
+
+
+def _loaded(spec: RunSpec, backbone: Backbone) -> tuple[ScheduleOptimiser, ScheduleTask]:
+    """The schedule optimiser of a cell and what it is asked for."""
+    assert spec.schedule is not None
+    solver = solver_of(spec, backbone)
+    t = solver.grid().t.detach()
+    task = ScheduleTask(
+        setting=solver.setting,
+        num_steps=len(t) - 1,
+        t_min=float(t[-1]),
+        backbone=backbone,
+        noise=backbone.noise,
+        condition=backbone.condition,
+    )
+    return load_schedule(spec.schedule.name, **spec.schedule.options), task
 
 
 def schedule_title(spec: RunSpec) -> str:

@@ -119,7 +119,28 @@ def fit_task(
         num_train=spec.train_size,
         num_validation=spec.validation_size,
         discriminator=backbone.discriminator,
+        state_shape=backbone.state_shape,
     )
+
+
+def check_fit(
+    spec: FitSpec, backbone: Backbone, solver: LearnableSolver, distance: Distance
+) -> None:
+    """Make the training rule and use the distance once, on a state of zeros.
+
+    Raises:
+        SolverBenchError: where either refuses; a fit would, after slow work.
+    """
+    try:
+        state = torch.zeros(1, *backbone.state_shape, device=backbone.device)
+        distance(state, state)
+        solver.rule(fit_task(spec, backbone, distance, _unused, torch.Generator()))
+    except (ValueError, TypeError) as error:
+        raise SolverBenchError(f"fit of {solver.title}: {error}") from error
+
+
+def _unused(tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
+    raise AssertionError("nothing is sampled before a run")
 
 
 class Fit:
@@ -130,7 +151,8 @@ class Fit:
         lesson: what to learn, from whom, how.
 
     Attributes:
-        seconds: in training steps, without validation and checkpoints.
+        seconds: in training steps and what a rule does after a round, without validation and
+            checkpoints.
         peak_bytes: above what was there before.
         network_rows: through the network, validation included.
         round_length: iterations in a pass over the training set; what is left of it is dropped.
@@ -169,6 +191,7 @@ class Fit:
         if checkpoint.exists():
             self.load(checkpoint)
         saved, backbone, before = time.monotonic(), self.lesson.backbone, self.network_rows
+        highest = self.peak_bytes
         with peak_memory(backbone.device) as peak, backbone.counting() as count:
             if self.iteration == 0:
                 self.examine()
@@ -179,11 +202,11 @@ class Fit:
                 if self._ends_round:
                     self._end_round()
                 self.network_rows = before + count.rows
+                self.peak_bytes = max(highest, peak.bytes)
                 progress(self.iteration, self.spec.iterations)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save(checkpoint)
                     saved = time.monotonic()
-        self.peak_bytes = max(self.peak_bytes, peak.bytes)
         self.save(checkpoint)
         rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in self.log]
         write_text(folder / "fit.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -304,6 +327,8 @@ class Fit:
         last = self.iteration == self.spec.iterations or self.rule.finished
         if self._ends_round and self.rule.select == "best":
             return True  # such rules go back to the best weights after a round
+        if self.rule.wants_validation:
+            return True
         return last or self.iteration == 1 or self.iteration % self.spec.validate_every == 0
 
     def _scale(self) -> float:

@@ -64,7 +64,24 @@ def _protocol(group: Sequence[Result]) -> list[str]:
             "Values of several training seeds are mean ± sample standard deviation; "
             "a single seed shows no spread."
         )
-    return lines
+    return lines + _left_out(group)
+
+
+def _left_out(group: Sequence[Result]) -> list[str]:
+    """What rows and seconds of fits do not count, where there are any."""
+    fits = [r.spec.fit for r in group if r.spec.fit]
+    if not fits:
+        return []
+    pairs, nfe = [fit.train_size + fit.validation_size for fit in fits], group[0].spec.teacher.nfe
+    made = f"{_span(pairs, ',', 'pairs')} x {nfe} NFE"
+    count = _span([n * nfe for n in pairs], ",", "network rows without guidance")
+    warm_up = any(r.spec.schedule for r in group)
+    schedules = ", while those of a schedule optimiser include its warm-up" if warm_up else ""
+    return [
+        "Fit rows and seconds of learned solvers leave out making the teacher pairs that they "
+        f"share ({made} = {count}){schedules}; fit seconds leave out validation, fit rows "
+        "include it."
+    ]
 
 
 def _budget(fit: FitSpec, fitted: Sequence[Result]) -> str:
@@ -124,8 +141,14 @@ def _papers(group: Sequence[Result], values: Iterable[Published | None]) -> list
 
 def _flags(group: Sequence[Result]) -> list[str]:
     """What records say of themselves."""
-    flagged = {(r.title, flag) for r in group for flag in r.flags}
-    return [f"{title}: {flag}." for title, flag in sorted(flagged)]
+    said = {(r.title, flag) for r in group for flag in r.flags}
+    for result in group:
+        sha256 = str(result.conventions.get("discriminator_sha256") or "")
+        if sha256:  # says what a flag about the discriminator would, and which one
+            said -= {(result.title, flag) for flag in result.flags if "discriminator" in flag}
+            about = f"pretrained discriminator {sha256[:12]}, its making is not in the fit cost"
+            said.add((result.title, about))
+    return [f"{title}: {flag}." for title, flag in sorted(said)]
 
 
 def _provenance(group: Sequence[Result]) -> list[str]:

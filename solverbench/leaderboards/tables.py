@@ -32,7 +32,7 @@ class Cell:
         status: ``ok``, or the worst status if no seed has a value.
         faults: ``status (seed 1): reason`` for each seed that did not succeed.
         published: what a paper reports for this cell; None if nothing.
-        rank: 1 best and 2 second of the column; 0 else, and for the teacher and views.
+        rank: 1 best and 2 second of the column; 0 else, and for the teacher.
     """
 
     values: tuple[float, ...]
@@ -156,7 +156,7 @@ def series(group: Sequence[Result]) -> list[Series]:
     names = [_title(found) for found in students]
     rows = [
         Series(name, found, False, settings)
-        for name, found, settings in zip(names, students, _differ(names, students), strict=True)
+        for name, found, settings in zip(names, students, differ(names, students), strict=True)
     ]
     for (teacher, _), found in variants.items():
         if teacher:
@@ -194,7 +194,7 @@ def build(results: Sequence[Result], metric: str, published: Sequence[Published]
         rows.append(Row(s.title, cells, s.is_teacher))
     facts = [r.metric_facts[metric] for r in results if metric in r.metric_facts]
     about = facts[0] if facts else MetricFacts(label=metric, higher_is_better=False)
-    return Table(metric, about, tuple(nfes), tuple(rank(rows, nfes, about.higher_is_better)))
+    return Table(metric, about, tuple(nfes), tuple(_rank(rows, nfes, about.higher_is_better)))
 
 
 def _cell(found: Sequence[Result], metric: str, published: Sequence[Published]) -> Cell:
@@ -221,10 +221,10 @@ def _matches(paper: Published, result: Result, metric: str) -> bool:
     return same and ours and agrees
 
 
-def rank(rows: Sequence[Row], nfes: Sequence[int], higher_is_better: bool) -> list[Row]:
-    """Mark best and second of each column; equal means share a rank. Views have none."""
+def _rank(rows: Sequence[Row], nfes: Sequence[int], higher_is_better: bool) -> list[Row]:
+    """Mark best and second of each column; equal means share a rank. The teacher has none."""
     ranked = [replace(row, cells=dict(row.cells)) for row in rows]
-    students = [row for row in ranked if not row.is_teacher and not row.is_view]
+    students = [row for row in ranked if not row.is_teacher]
     for nfe in nfes:
         means = [m for row in students if (m := row.cells[nfe].mean) is not None]
         best = sorted(set(means), reverse=higher_is_better)[:2] if len(means) > 1 else []
@@ -257,13 +257,13 @@ def _title(found: Sequence[Result]) -> str:
     return next((r.title for r in found if r.status == "ok"), found[0].title)
 
 
-def _differ(names: Sequence[str], variants: Sequence[Sequence[Result]]) -> Iterator[dict[str, str]]:
+def differ(names: Sequence[str], variants: Sequence[Sequence[Result]]) -> Iterator[dict[str, str]]:
     """Of each row the settings in which rows of its name differ."""
     for name, own in zip(names, variants, strict=True):
         rivals = [found for other, found in zip(names, variants, strict=True) if other == name]
         keys = dict.fromkeys(key for found in rivals for key in _asked(found[0].spec))
-        differ = [k for k in keys if len({setting(found, k) for found in rivals}) > 1]
-        yield {key: setting(own, key) for key in differ}
+        told = [k for k in keys if len({setting(found, k) for found in rivals}) > 1]
+        yield {key: setting(own, key) for key in told}
 
 
 def _asked(spec: RunSpec) -> dict[str, Value]:

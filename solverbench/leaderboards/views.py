@@ -1,7 +1,7 @@
-"""Views: rows that take, for each NFE, the best of other rows. They are marked and never ranked."""
+"""Views: rows that take, for each NFE, the best of other rows. They compete for no rank."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from solverbench.baselines.published import Published
@@ -13,14 +13,15 @@ from solverbench.leaderboards.tables import (
     Series,
     Table,
     build,
+    differ,
     metric_names,
-    rank,
     series,
     setting,
 )
 
 JUDGES = ("fd", "fid")  # the metrics that may choose; where neither was measured, there is no view
 FIRST_GRID = "logsnr"  # the grid that stands for the others
+TUNED = ("solver", "variant", "order", "theta_lr", "xi_lr", "fit.lr")  # may differ in Best LD3
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class View:
     def note(self) -> str:
         """How it was chosen, and which row was taken."""
         taken = ", ".join(f"NFE {nfe} {self.members[i]}" for nfe, i in self.taken.items())
-        left_out = " Rows left out here stand in the CSV." if self.hidden else ""
+        standing = "marked as the row that it takes" if self.hidden else "not ranked"
+        left_out = " Rows left out here are ranked too and stand in the CSV." if self.hidden else ""
         return (
-            f"{self.title}: a view, not ranked; at each NFE the row with the lowest {self.judge} "
+            f"{self.title}: a view, {standing}; at each NFE the row with the lowest {self.judge} "
             f"of {', '.join(self.members.values())}. Taken: {taken or 'none'}. Chosen by the "
             f"samples that it is measured on, so it flatters.{left_out}"
         )
@@ -73,7 +75,10 @@ def listed(group: Sequence[Result]) -> list[Series]:
 
 
 def show(table: Table, views: Sequence[View], published: Sequence[Published]) -> Table:
-    """A table with its views and without the rows that they stand for, ranked anew.
+    """A table with its views and without the rows that they stand for.
+
+    Ranks stay those among all rows: where one that is left out is the best or second, no other
+    row is marked in its place.
 
     Args:
         table: all rows, in the order of ``series``.
@@ -84,8 +89,7 @@ def show(table: Table, views: Sequence[View], published: Sequence[Published]) ->
     for i, row in enumerate(table.rows):
         rows += [] if i in hidden else [row]
         rows += [_row(view, table, published) for view in views if view.after == i]
-    ranked = rank(rows, table.nfes, table.facts.higher_is_better)
-    return Table(table.metric, table.facts, table.nfes, tuple(ranked))
+    return Table(table.metric, table.facts, table.nfes, tuple(rows))
 
 
 def _hidden(views: Sequence[View]) -> set[int]:
@@ -94,14 +98,29 @@ def _hidden(views: Sequence[View]) -> set[int]:
 
 
 def _best_ld3(found: Sequence[Series], table: Table) -> Iterator[View]:
-    """The best base solver of LD3.
+    """The best base solver of LD3, of rows that share all but the base and its learning rates.
 
     Source: arXiv 2510.17699, table 2, has a row chosen so.
     """
-    rows = [(i, row) for i, row in enumerate(found) if not row.is_teacher]
-    members = {i: row.title for i, row in rows if _spec(row).solver.name.startswith("ld3-")}
-    if len(members) > 1:
-        yield _view("Best LD3", members, max(members), frozenset(), found, table)
+    rows = {
+        i: row
+        for i, row in enumerate(found)
+        if _spec(row).solver.name.startswith("ld3-") and not row.is_teacher
+    }
+    told_apart = differ([""] * len(rows), [row.results for row in rows.values()])
+    families: dict[tuple[tuple[str, str], ...], dict[int, str]] = {}
+    for (i, row), settings in zip(rows.items(), told_apart, strict=True):
+        kept = tuple((key, value) for key, value in settings.items() if key not in TUNED)
+        families.setdefault(kept, {})[i] = row.title
+    several = {kept: own for kept, own in families.items() if _num_solvers(found, own) > 1}
+    for kept, members in several.items():
+        title = Series("Best LD3", (), False).titled(dict(kept) if len(several) > 1 else {})
+        yield _view(title, members, max(members), frozenset(), found, table)
+
+
+def _num_solvers(found: Sequence[Series], members: Iterable[int]) -> int:
+    """How many plugins are among some rows."""
+    return len({_spec(found[i]).solver.name for i in members})
 
 
 def _best_grids(found: Sequence[Series], table: Table) -> Iterator[View]:
@@ -157,7 +176,10 @@ def _view(
 
 
 def _row(view: View, table: Table, published: Sequence[Published]) -> Row:
-    """The row of a view in one table; faults of the rows it hides are its own."""
+    """The row of a view in one table; faults of the rows it hides are its own.
+
+    A view that hides rows shows the rank of the row it takes, which might stand nowhere else.
+    """
     cells = {}
     for nfe in table.nfes:
         own = {i: table.rows[i].cells[nfe] for i in view.members}
@@ -166,5 +188,6 @@ def _row(view: View, table: Table, published: Sequence[Published]) -> Row:
         faults = [f"{table.rows[i].title}: {f}" for i in sorted(view.hidden) for f in own[i].faults]
         where = (view.title, view.backbone, table.metric, nfe)
         paper = (p for p in published if (p.method, p.backbone, p.metric, p.nfe) == where)
-        cells[nfe] = Cell(taken.values, taken.status, tuple(faults), next(paper, None))
+        rank = taken.rank if view.hidden else 0
+        cells[nfe] = Cell(taken.values, taken.status, tuple(faults), next(paper, None), rank)
     return Row(view.title, cells, is_view=True)

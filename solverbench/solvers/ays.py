@@ -29,6 +29,10 @@ class AYS(ScheduleOptimiser):
     def __init__(self, *, model: str = "sd15") -> None:
         self.model = choice("model", model, MODELS)
 
+    def check(self, task: ScheduleTask) -> None:
+        """Look the list up."""
+        self.times(task)
+
     def times(self, task: ScheduleTask) -> Tensor:
         """The list of the model at ``num_steps``."""
         return listed_times(f"ays-{self.model}", task)

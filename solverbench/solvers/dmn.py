@@ -46,12 +46,16 @@ class DMN(ScheduleOptimiser):
             raise ValueError(f"power is {power}; allowed: 1 (pixel models), 2 (latent models)")
         self.power, self.start, self.stored = power, choice("start", start, STARTS), stored
 
+    def check(self, task: ScheduleTask) -> None:
+        """Refuse what needs a search where scipy is missing."""
+        if task.num_steps > 1 and self._printed(task) is None:
+            _search()
+
     def times(self, task: ScheduleTask) -> Tensor:
         """The printed list, or the optimum that is found."""
-        if self.stored and task.num_steps > STABLE_STEPS[self.power]:
-            listed = self._printed(task)
-            if listed is not None:
-                return listed
+        listed = self._printed(task)
+        if listed is not None:
+            return listed
         schedule = task.setting.noise_schedule
         first = nodes(schedule, task.num_steps, STARTS[self.start], task.t_min)
         lam = optimise(schedule.lam(first).numpy(), self.power)
@@ -63,7 +67,9 @@ class DMN(ScheduleOptimiser):
         return t
 
     def _printed(self, task: ScheduleTask) -> Tensor | None:
-        """The list that was made for this task, None where there is none."""
+        """The list that was made for this task and is wanted, None where there is none."""
+        if not self.stored or task.num_steps <= STABLE_STEPS[self.power]:
+            return None
         schedule, num = task.setting.noise_schedule, task.num_steps
         ends = [float(schedule.shat(t)) for t in (schedule.t_max, task.t_min)]
         if (self.power, self.start) == (1, "logsnr"):
@@ -153,11 +159,7 @@ def optimise(lam: Array, power: int = 1) -> Array:
     """
     if len(lam) < 3:
         return lam
-    try:
-        from scipy.optimize import LinearConstraint, minimize
-    except ImportError as error:
-        message = "dmn needs scipy: pip install 'solverbench[schedules]'"
-        raise SolverBenchError(message) from error
+    LinearConstraint, minimize = _search()
 
     def bound(interior: Array) -> float:
         return error_bound(np.concatenate([lam[:1], interior, lam[-1:]]), power)
@@ -170,3 +172,13 @@ def optimise(lam: Array, power: int = 1) -> Array:
         warnings.simplefilter("ignore")  # the quasi-Newton update skips flat steps, and says so
         found: Any = minimize(bound, lam[1:-1], method="trust-constr", constraints=[ordered])
     return np.concatenate([lam[:1], found.x, lam[-1:]])
+
+
+def _search() -> tuple[Any, Any]:
+    """LinearConstraint and minimize of scipy, which is optional."""
+    try:
+        from scipy.optimize import LinearConstraint, minimize
+    except ImportError as error:
+        message = "dmn needs scipy: pip install 'solverbench[schedules]'"
+        raise SolverBenchError(message) from error
+    return LinearConstraint, minimize

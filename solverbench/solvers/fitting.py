@@ -1,7 +1,8 @@
 """What training a solver means: the task that the harness sets, the rule that a method brings."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -47,6 +48,7 @@ class FitTask:
         num_train: teacher pairs to train on.
         num_validation: teacher pairs to validate on.
         discriminator: weights of the backbone's pretrained discriminator, None where it has none.
+        state_shape: (C, H, W) of the states, None where a rule is to learn it from its batches.
     """
 
     sample: Callable[["Tableau", Tensor, Any], Tensor]
@@ -59,6 +61,7 @@ class FitTask:
     num_train: int = 0
     num_validation: int = 0
     discriminator: Path | None = None
+    state_shape: tuple[int, int, int] | None = None
 
 
 class TrainingRule(ABC):
@@ -76,6 +79,11 @@ class TrainingRule(ABC):
     select: ClassVar[Literal["last", "best"]] = "last"
     finished: bool = False
 
+    @property
+    def wants_validation(self) -> bool:
+        """Asked after each step; True validates now, whatever the recipe's interval."""
+        return False
+
     @abstractmethod
     def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
         """Train on one batch.
@@ -88,6 +96,10 @@ class TrainingRule(ABC):
             What to log, () each, without gradients; ``loss`` is required. A step whose gradient
             is not finite changes nothing and reports a loss that is not finite.
         """
+
+    def facts(self) -> dict[str, Any]:
+        """What a record must hold beside the options, as JSON values."""
+        return {}
 
     def validation_noise(self, batch: Batch) -> Tensor:
         """The noise that validation pairs start from, (B, C, H, W); their own unless overridden."""
@@ -143,6 +155,17 @@ class Distillation(TrainingRule):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put Adam's moments back."""
         load_moments(self.optimiser, self.parameters, state)
+
+
+def check_rates(rates: Mapping[str, float]) -> None:
+    """Refuse learning rates, radii and weights, by name, that are below 0 or not finite.
+
+    Raises:
+        ValueError: for the first such number.
+    """
+    for name, value in rates.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is a finite number of at least 0; got {value}")
 
 
 def moments(

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from solverbench import tensorfile
 from solverbench.discriminator import (
+    FORMAT,
     LOSSES,
     PRESETS,
     R3GANDiscriminator,
@@ -17,12 +20,14 @@ from solverbench.discriminator import (
     preset,
 )
 from solverbench.errors import SolverBenchError
+from solverbench.files import sha256_of
 from solverbench.solvers.base import LearnableSolver, Setting, choice
 from solverbench.solvers.fitting import (
     Batch,
     Distillation,
     FitTask,
     TrainingRule,
+    check_rates,
     load_moments,
     moments,
 )
@@ -30,6 +35,10 @@ from solverbench.solvers.gs import GS
 
 PREFIX = "discriminator."  # of its entries in a checkpoint
 FITTING = {8: "small-8", 16: "small-16", 32: "r3gan-32", 64: "r3gan-64"}  # by pixels a side
+FOREKNOWLEDGE = (
+    "pretrained discriminator: it has seen more samples of the teacher and of other solvers, "
+    "which the fit cost does not count"
+)
 
 
 @dataclass(frozen=True)
@@ -42,27 +51,37 @@ class Game:
     loss: str
     discriminator: str
     pretrained: bool
-    warm_start: int
-    disc_warmup: int
+    warm_start: float
+    disc_warmup: float
     disc_warmup_lr: float
 
     def __post_init__(self) -> None:
         choice("loss", self.loss, LOSSES)
         choice("discriminator", self.discriminator, ("auto", *PRESETS))
-        for name in ("weight", "gamma", "disc_lr", "warm_start", "disc_warmup", "disc_warmup_lr"):
-            if not 0 <= getattr(self, name) < torch.inf:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}")
-
-    @property
-    def alone(self) -> int:
-        """Iterations before both play."""
-        return self.warm_start + self.disc_warmup
+        names = ("weight", "gamma", "disc_lr", "disc_warmup_lr")
+        check_rates({name: getattr(self, name) for name in names})
+        shares = self.warm_start, self.disc_warmup
+        if not (min(shares) >= 0 and sum(shares) < 1):
+            raise ValueError(
+                "warm_start and disc_warmup are shares of the budget, at least 0 each and below 1 "
+                f"together; got {shares[0]} and {shares[1]}"
+            )
+        if self.pretrained and self.discriminator != "auto":
+            raise ValueError(
+                f"discriminator is {self.discriminator!r} and pretrained true: the backbone's own "
+                "has sizes of its own; leave one of the two out"
+            )
 
 
 class GAS(GS):
     """GS whose samples a discriminator must not tell from the teacher's.
 
+    While the discriminator learns alone, the harness's average of the weights and its schedule of
+    the learning rate go on.
+
     Source: GAS (arXiv 2510.17699), section 4, eq. 10 and 22, as the authors' code computes them.
+    Differs: a warm start is made inside the fit, by plain distillation, so that its cost is
+    counted; no file of a trained GS is read.
     """
 
     source = "GAS (arXiv 2510.17699), section 4 and appendix"
@@ -82,8 +101,8 @@ class GAS(GS):
         loss: str = "relativistic",
         discriminator: str = "auto",
         pretrained: bool = False,
-        warm_start: int = 0,
-        disc_warmup: int = 0,
+        warm_start: float = 0.0,
+        disc_warmup: float = 0.0,
         disc_warmup_lr: float | None = None,
     ) -> None:
         """Bind to a setting.
@@ -100,9 +119,9 @@ class GAS(GS):
             loss: ``relativistic`` or ``traditional``.
             discriminator: sizes of one drawn anew, a preset or ``auto`` (by the state's size).
             pretrained: start from the backbone's own discriminator instead.
-            warm_start: first iterations, of plain distillation.
-            disc_warmup: iterations after those in which the discriminator learns alone.
-            disc_warmup_lr: its learning rate in these; ``disc_lr`` by default.
+            warm_start: share of the budget that begins it, with plain distillation.
+            disc_warmup: share after that in which the discriminator learns alone.
+            disc_warmup_lr: its learning rate there; ``disc_lr`` by default.
         """
         super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho, history=history)
         warmup_lr = disc_lr if disc_warmup_lr is None else disc_warmup_lr
@@ -117,6 +136,9 @@ class GAS(GS):
             disc_warmup,
             warmup_lr,
         )
+        if loss == "traditional":
+            self.title = f"{self.title} (traditional loss)"
+        self.flags = (FOREKNOWLEDGE,) if pretrained else ()
 
     def rule(self, task: FitTask) -> TrainingRule:
         """Distillation with an adversary."""
@@ -136,8 +158,8 @@ class Adversarial(Distillation):
         task: from the harness.
 
     Raises:
-        SolverBenchError: where a pretrained discriminator is wanted and there is none, or both
-            would never play.
+        SolverBenchError: where a pretrained discriminator is wanted and there is none, where the
+            chosen one does not fit the task's states, or where both would never play.
 
     Source: gs-gas.md section 8.4.
     """
@@ -145,12 +167,16 @@ class Adversarial(Distillation):
     def __init__(self, solver: LearnableSolver, game: Game, task: FitTask) -> None:
         super().__init__(solver, task)
         self.game, self.iteration = game, 0
-        if 1 < task.iterations <= game.alone:
+        self.warm = round(game.warm_start * task.iterations)
+        self.alone = self.warm + round(game.disc_warmup * task.iterations)
+        if self.alone >= task.iterations:
             raise SolverBenchError(
-                f"gas would never meet its adversary: warm_start + disc_warmup is {game.alone}, "
-                f"fit.iterations is {task.iterations}; lower the former"
+                f"gas would never meet its adversary: warm_start and disc_warmup take {self.alone} "
+                f"of {task.iterations} iterations; lower a share or raise fit.iterations"
             )
         self._pretrained = self._load_pretrained() if game.pretrained else None
+        if task.state_shape is not None:
+            self._fitting(task.state_shape)
         self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the first batch
 
     def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
@@ -159,10 +185,10 @@ class Adversarial(Distillation):
         Where the discriminator learns alone, ``loss`` is its adversarial loss.
         """
         self.iteration += 1
-        if self.iteration <= self.game.warm_start:
+        if self.iteration <= self.warm:
             return super().step(batch, scale)
         self._seat(batch)
-        if self.iteration <= self.game.alone:
+        if self.iteration <= self.alone:
             logs = self._judge(batch, self.game.disc_warmup_lr)
             return {"loss": logs["dis_loss_adv"]} | logs
         return self._play(batch, scale)
@@ -180,23 +206,18 @@ class Adversarial(Distillation):
             SolverBenchError: where none fits states of this size.
         """
         _, channels, height, width = batch.target.shape
-        name = self.game.discriminator
-        made = self._pretrained
-        if made is None:
-            name = FITTING.get(height, "") if name == "auto" else name
-            if not name:
-                sizes = ", ".join(map(str, FITTING))
-                raise SolverBenchError(
-                    f"gas has no discriminator for states of {height} x {width}; allowed: {sizes}"
-                )
-            made = preset(name, channels, self.task.rng)
-        if (made.num_channels, made.resolution, made.resolution) != (channels, height, width):
-            raise SolverBenchError(
-                f"the discriminator is for states of {made.num_channels} x {made.resolution} x "
-                f"{made.resolution}, the backbone has {channels} x {height} x {width}; "
-                "use discriminator auto without pretrained"
-            )
-        return made
+        name = self._fitting((channels, height, width))
+        return self._pretrained or preset(name, channels, self.task.rng)
+
+    def facts(self) -> dict[str, Any]:
+        """Which pretrained discriminator it was, and from how many samples it was made."""
+        path = self.task.discriminator
+        if self._pretrained is None or path is None:
+            return {}
+        return {
+            "discriminator_sha256": sha256_of(path),
+            "discriminator_made": tensorfile.read(path, FORMAT)[1].get("recipe", {}),
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Both players' moments, the discriminator's weights and the iteration."""
@@ -215,6 +236,33 @@ class Adversarial(Distillation):
         self.iteration = int(state["iteration"])
         held = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
         self._stored = held or None
+
+    def _fitting(self, shape: tuple[int, int, int]) -> str:
+        """The preset for states (C, H, W), empty for a pretrained discriminator.
+
+        Raises:
+            SolverBenchError: where the chosen discriminator does not fit them.
+        """
+        channels, height, width = shape
+        name, made = self.game.discriminator, self._pretrained
+        if made is not None:
+            name, takes = "", (made.num_channels, made.resolution, made.resolution)
+        else:
+            name = FITTING.get(height, "") if name == "auto" and height == width else name
+            if name not in PRESETS:
+                sizes = ", ".join(f"{side} x {side}" for side in FITTING)
+                raise SolverBenchError(
+                    f"gas has no discriminator for states of {height} x {width}; allowed: {sizes}"
+                )
+            side = 4 * 2 ** (len(PRESETS[name].widths) - 1)
+            takes = (channels, side, side)
+        if takes != shape:
+            given, asked = (" x ".join(map(str, sizes)) for sizes in (takes, shape))
+            raise SolverBenchError(
+                f"the discriminator is for states of {given}, the backbone has {asked}; "
+                "use discriminator auto without pretrained"
+            )
+        return name
 
     def _load_pretrained(self) -> R3GANDiscriminator:
         if self.task.discriminator is None:

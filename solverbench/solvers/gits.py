@@ -59,13 +59,17 @@ class GITS(ScheduleOptimiser):
         self.num_warmup, self.num_fine, self.gamma = num_warmup, num_fine, gamma
         self.metric, self.teacher_order = choice("metric", metric, METRICS), teacher_order
 
-    def times(self, task: ScheduleTask) -> Tensor:
-        """Times of the fine grid on the cheapest path."""
+    def check(self, task: ScheduleTask) -> None:
+        """Refuse more steps than the fine grid has."""
         if task.num_steps > self.num_fine - 1:
             raise SolverBenchError(
                 f"gits takes {task.num_steps} steps from {self.num_fine} times; "
                 f"num_fine must be at least {task.num_steps + 1}"
             )
+
+    def times(self, task: ScheduleTask) -> Tensor:
+        """Times of the fine grid on the cheapest path."""
+        self.check(task)
         fine = self.fine_times(task)
         path = cheapest_path(self.cost(task, fine), task.num_steps, self.gamma)
         return fine[path]
@@ -122,6 +126,10 @@ class GITSSD(ScheduleOptimiser):
 
     def __init__(self, *, solver: str = "ipndm") -> None:
         self.solver = choice("solver", solver, ("ipndm", "dpmpp"))
+
+    def check(self, task: ScheduleTask) -> None:
+        """Look the list up."""
+        self.times(task)
 
     def times(self, task: ScheduleTask) -> Tensor:
         """The stored list of ``num_steps``."""

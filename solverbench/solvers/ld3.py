@@ -16,7 +16,7 @@ from solverbench.solvers.base import (
     choice,
 )
 from solverbench.solvers.dpmpp import DPMpp2M, DPMpp3M
-from solverbench.solvers.fitting import FitTask
+from solverbench.solvers.fitting import FitTask, check_rates
 from solverbench.solvers.ipndm import IPNDM2, IPNDM3
 from solverbench.solvers.relaxed import Group, Relaxed
 from solverbench.solvers.unipc import UniPC2, UniPC3
@@ -81,7 +81,8 @@ class LearnedTimes(LearnableSolver):
     def num_used(self) -> int:
         """Of theta and xi: all logits but the first, the shifts of interior nodes.
 
-        A lone step has none; what is frozen does not count.
+        One of these logits is redundant, as a common shift of theirs changes nothing; it counts
+        all the same. A lone step has none; what is frozen does not count.
         """
         num = len(self.theta) - 1
         logits = num if num > 1 else 0
@@ -123,6 +124,9 @@ class LearnedTimes(LearnableSolver):
 class _LD3(LearnedTimes):
     """LD3 on a multistep solver, whose formulas stay as they are.
 
+    Its three learning rates are options; ``fit.lr``, the rate of Adam in other methods, is not
+    used.
+
     Attributes:
         base: the solver that runs on the learned times.
 
@@ -145,6 +149,7 @@ class _LD3(LearnedTimes):
         conversion: str = "network",
         order: int = 3,
         radius: float = 0.001,
+        theta_lr: float = 5e-3,
         xi_lr: float | None = None,
         shift_lr: float | None = None,
         first_phase: float = 2 / 7,
@@ -163,6 +168,7 @@ class _LD3(LearnedTimes):
                 ``node`` as the code of GAS.
             order: of the base solver, 2 or 3.
             radius: how far training moves the noise of a pair, times d / N^2; 0 keeps it.
+            theta_lr: learning rate of the logits.
             xi_lr: learning rate of the shifts; 0.1 / N by default.
             shift_lr: learning rate of the noise; 12 / N by default.
             first_phase: share of the budget that trains the logits alone.
@@ -178,13 +184,13 @@ class _LD3(LearnedTimes):
         )
         if order not in self.bases:
             raise ValueError(f"order is {order}; allowed: {', '.join(map(str, self.bases))}")
-        if not (radius >= 0 and 0 <= first_phase <= 1):
-            raise ValueError(
-                f"radius is at least 0 and first_phase from 0 to 1; got {radius}, {first_phase}"
-            )
-        self.radius, self.first_phase = radius, first_phase
+        if not 0 <= first_phase <= 1:
+            raise ValueError(f"first_phase is from 0 to 1; got {first_phase}")
+        self.radius, self.first_phase, self.theta_lr = radius, first_phase, theta_lr
         self.xi_lr = 0.1 / setting.nfe if xi_lr is None else xi_lr
         self.shift_lr = 12 / setting.nfe if shift_lr is None else shift_lr
+        names = ("radius", "theta_lr", "xi_lr", "shift_lr")
+        check_rates({name: getattr(self, name) for name in names})
         self.base = self._based(self.bases[order])
         self.base.conversion = self.conversion
 
@@ -198,8 +204,8 @@ class _LD3(LearnedTimes):
 
     def rule(self, task: FitTask) -> Relaxed:
         """LD3's own: RMSprop on the logits first, then SGD on the shifts as well."""
-        logits = torch.optim.RMSprop([self.theta], lr=task.lr, momentum=0.9)
-        groups = [Group("theta", {"theta": self.theta}, logits, task.lr / 100)]
+        logits = torch.optim.RMSprop([self.theta], lr=self.theta_lr, momentum=0.9)
+        groups = [Group("theta", {"theta": self.theta}, logits, self.theta_lr / 100)]
         if self.decoupled:
             shifts = torch.optim.SGD([self.xi], lr=self.xi_lr)
             groups.append(Group("xi", {"xi": self.xi}, shifts, 1e-6))
@@ -246,6 +252,7 @@ class LD3UniPC(_LD3):
         conversion: str = "network",
         order: int = 3,
         radius: float = 0.001,
+        theta_lr: float = 5e-3,
         xi_lr: float | None = None,
         shift_lr: float | None = None,
         first_phase: float = 2 / 7,
@@ -266,6 +273,7 @@ class LD3UniPC(_LD3):
                 ``node`` as the code of GAS.
             order: of the base solver, 2 or 3.
             radius: how far training moves the noise of a pair, times d / N^2; 0 keeps it.
+            theta_lr: learning rate of the logits.
             xi_lr: learning rate of the shifts; 0.1 / N by default.
             shift_lr: learning rate of the noise; 12 / N by default.
             first_phase: share of the budget that trains the logits alone.
@@ -284,6 +292,7 @@ class LD3UniPC(_LD3):
             conversion=conversion,
             order=order,
             radius=radius,
+            theta_lr=theta_lr,
             xi_lr=xi_lr,
             shift_lr=shift_lr,
             first_phase=first_phase,

@@ -91,7 +91,9 @@ class Relaxed(TrainingRule):
     Differs from the code: validation always takes the whole set, so that the best loss is never
     measured anew; the harness validates after the noise of training pairs has moved, not before,
     and need not validate after each step; every group at its minimum, not the shifts alone, ends
-    the fit. As in the code, optimisers keep their moments when the best state comes back.
+    the fit; the noise of validation pairs moves with the gradient of the mean over one of the
+    harness's batches, which hold 4 x fit.batch of them. As in the code, optimisers keep their
+    moments when the best state comes back.
     """
 
     averaged: ClassVar[bool] = False

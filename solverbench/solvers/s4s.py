@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
+from solverbench.errors import SolverBenchError
 from solverbench.schedule import TimeGrid
 from solverbench.solvers.base import MultistepSolver, Network, Setting, State
 from solverbench.solvers.dpmpp import DPMpp3M
-from solverbench.solvers.fitting import Batch, FitTask
+from solverbench.solvers.fitting import Batch, FitTask, check_rates
 from solverbench.solvers.ld3 import LearnedTimes
 from solverbench.solvers.relaxed import Group, Relaxed
 from solverbench.solvers.unipc import UniPC3
@@ -18,6 +19,9 @@ ORDER = 3  # predictions combined in a step, unless there is no such limit
 FIRST_PHASES = 2  # what S4S-Alt begins with: LD3's first phase is two rounds of logits alone
 MAX_PAIRS = 8  # of a coefficient and a schedule phase
 PATIENCE = 2  # pairs in a row without a better validation
+PHASES = 10  # of a budget, unless said otherwise: the first ones and four pairs
+MARK = " (re-implementation)"  # ends every title: the authors' code is not public
+VARIANTS = {"learn_times": "learned times", "joint": "joint", "full_order": "full order"}
 
 
 class S4S(LearnedTimes):
@@ -71,8 +75,6 @@ class S4S(LearnedTimes):
             radius: how far training moves the noise of a pair, times d / N^2; 0 keeps it.
             shift_lr: learning rate of the noise; 12 / N by default.
         """
-        if not radius >= 0:
-            raise ValueError(f"radius is at least 0; got {radius}")
         super().__init__(
             setting, t_min=t_min, space=space, decoupled=decoupled, conversion=conversion
         )
@@ -85,6 +87,11 @@ class S4S(LearnedTimes):
         self.theta_lr, self.radius = theta_lr, radius
         self.xi_lr = 0.1 / num if xi_lr is None else xi_lr
         self.shift_lr = 12 / num if shift_lr is None else shift_lr
+        names = ("radius", "theta_lr", "xi_lr", "shift_lr")
+        check_rates({name: getattr(self, name) for name in names})
+        parts = [words for option, words in VARIANTS.items() if self.options.get(option)]
+        if parts:
+            self.title = f"{self.title.removesuffix(MARK)} ({', '.join(parts)}){MARK}"
         self._start()
 
     def _start(self) -> None:
@@ -199,6 +206,8 @@ class S4SAlt(S4S):
     """S4S that learns its nodes too, in turns with the coefficients.
 
     Source: solvers.md section 7, S4S-Alt; see ``S4S``. Joint training is algorithm 3 of the paper.
+    Differs: a phase is a share of the budget, not a pass over the training set, so that a budget
+    of few passes has room for pairs.
     """
 
     title = "S4S-Alt (re-implementation)"
@@ -232,7 +241,8 @@ class S4SAlt(S4S):
             xi_lr: learning rate of the shifts; 0.1 / N by default.
             radius: how far training moves the noise of a pair, times d / N^2; 0 keeps it.
             shift_lr: learning rate of the noise; 12 / N by default.
-            phase: iterations of a phase; a pass over the training set by default.
+            phase: iterations of a phase; a tenth of the budget by default, which makes the two
+                first phases and four pairs.
             joint: train coefficients and times at once, without phases.
         """
         if phase is not None and phase < 1:
@@ -253,17 +263,28 @@ class S4SAlt(S4S):
         )
 
     def rule(self, task: FitTask) -> Relaxed:
-        """In turns, unless joint."""
+        """In turns, unless joint.
+
+        Raises:
+            SolverBenchError: where the budget ends before the first pair of turns does.
+        """
         if self.joint:
             return super().rule(task)
-        length = self.phase or task.round_length
+        length = self.phase or max(1, task.iterations // PHASES)
+        least = (FIRST_PHASES + 2) * length
+        if task.iterations < least:
+            raise SolverBenchError(
+                f"s4s-alt needs {least} iterations for {FIRST_PHASES} first phases and a pair of "
+                f"{length} each; fit.iterations is {task.iterations}: raise it or lower phase"
+            )
         return Alternating(self, task, self._groups(task), length=length, **self._ball)
 
 
 class Alternating(Relaxed):
     """Turns of coefficients and schedule, after a first phase of two turns on the logits alone.
 
-    It ends after eight pairs of turns, or after two in a row that brought no better validation.
+    It ends after eight pairs of turns, or after two in a row that brought no better validation; it
+    asks for a validation at the end of each turn.
 
     Args:
         solver: whose parameters are trained.
@@ -296,6 +317,11 @@ class Alternating(Relaxed):
         logs = super().step(batch, scale)
         self.finished = self.finished or self._ends()
         return logs
+
+    @property
+    def wants_validation(self) -> bool:
+        """At the end of each turn."""
+        return self.iteration % self.length == 0
 
     def validated(self, loss: float) -> None:
         """Judge a pair by the first validation after its end."""

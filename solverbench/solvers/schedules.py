@@ -43,6 +43,13 @@ class ScheduleOptimiser(ABC):
     source: ClassVar[str]
     title: ClassVar[str]
 
+    def check(self, task: ScheduleTask) -> None:  # noqa: B027 (a hook)
+        """Called before anything slow, so it must not use the network.
+
+        Raises:
+            SolverBenchError: where it is known beforehand that ``times`` will refuse the task.
+        """
+
     @abstractmethod
     def times(self, task: ScheduleTask) -> Tensor:
         """The nodes, (N + 1,), float64, strictly decreasing from T to the last time.

@@ -36,7 +36,7 @@ def killed_when(spec: RunSpec, root: Path, ready: Callable[[], bool]) -> None:
     ("solver", "options"),
     [
         ("gs", {}),
-        ("gas", {"disc_lr": 1e-3, "warm_start": 5, "disc_warmup": 5}),
+        ("gas", {"disc_lr": 1e-3, "warm_start": 0.2, "disc_warmup": 0.2}),
         ("ld3-unipc", {"radius": 1.0}),
         ("s4s-alt", {"radius": 1.0, "phase": 3}),
     ],

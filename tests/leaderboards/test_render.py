@@ -68,6 +68,31 @@ def test_optimised_times_say_by_what_and_at_what_price(make: Make) -> None:
     ) in text
 
 
+def test_fit_costs_say_what_they_leave_out(make: Make) -> None:
+    learned = make("gs", 4, {"fd": 1.0})
+    times = make("unipc-3", 4, {"fd": 1.0}, schedule=Named(name="gits"))
+    text = render([learned, times], "md")
+    assert (
+        "- Fit rows and seconds of learned solvers leave out making the teacher pairs that they "
+        "share (2,400 pairs x 20 NFE = 48,000 network rows without guidance), while those of a "
+        "schedule optimiser include its warm-up; fit seconds leave out validation, fit rows "
+        "include it."
+    ) in text
+    assert "warm-up" not in render([learned], "md")
+    assert "leave out making" not in render([times], "md")
+
+
+def test_a_pretrained_discriminator_is_named_once_by_its_hash(make: Make) -> None:
+    update = {
+        "conventions": {"discriminator_sha256": "0123456789ab" + "c" * 52},
+        "flags": ("pretrained-discriminator", "afs"),
+    }
+    text = render([make("gs", n, {"fd": 1.0}).model_copy(update=update) for n in (4, 6)], "md")
+    note = "- GS: pretrained discriminator 0123456789ab, its making is not in the fit cost."
+    assert text.count(note) == text.count("discriminator") == 1
+    assert "- GS: afs." in text
+
+
 def test_a_reimplementation_is_said_to_be_one(make: Make) -> None:
     line = "- S4S-Alt (re-implementation): written here after the paper, whose authors never"
     assert line in render([make("s4s-alt", 4, {"fd": 1.0})], "md")
@@ -89,8 +114,8 @@ def grids(make: Make) -> list[Result]:
 def test_the_best_grid_is_a_view_below_the_logsnr_row(make: Make) -> None:
     text = render(grids(make), "md")
     assert (
-        "| UniPC (3M) [schedule=logsnr] | **3.00** | 1.00 |"
-        "\n| *UniPC (3M), best of 3 grids* | 2.00 [1] | 1.00 |\n"
+        "| UniPC (3M) [schedule=logsnr] | <ins>3.00</ins> | **1.00** |"
+        "\n| *UniPC (3M), best of 3 grids* | **2.00** [1] | **1.00** |\n"
     ) in text
     assert "schedule=edm]" not in text
     assert (
@@ -98,15 +123,16 @@ def test_the_best_grid_is_a_view_below_the_logsnr_row(make: Make) -> None:
         "failed (seed 0): no such grid."
     ) in text
     assert (
-        "- UniPC (3M), best of 3 grids: a view, not ranked; at each NFE the row with the lowest "
-        "FD[cifar16] of edm, logsnr, torn. Taken: NFE 4 edm, NFE 6 logsnr. Chosen by the samples "
-        "that it is measured on, so it flatters. Rows left out here stand in the CSV."
+        "- UniPC (3M), best of 3 grids: a view, marked as the row that it takes; at each NFE the "
+        "row with the lowest FD[cifar16] of edm, logsnr, torn. Taken: NFE 4 edm, NFE 6 logsnr. "
+        "Chosen by the samples that it is measured on, so it flatters. Rows left out here are "
+        "ranked too and stand in the CSV."
     ) in text
 
 
 def test_every_table_shows_the_rows_that_fd_chose(make: Make) -> None:
     text = render(grids(make), "md", ["recall"])
-    assert "| *UniPC (3M), best of 3 grids* | 0.700 [1] | 0.900 |" in text
+    assert "| *UniPC (3M), best of 3 grids* | <ins>0.700</ins> [1] | <ins>0.900</ins> |" in text
 
 
 def test_rows_behind_a_view_stay_in_the_csv_and_the_view_is_not_there(make: Make) -> None:

@@ -129,6 +129,96 @@ def test_best_ld3_takes_the_best_base_at_each_nfe_and_no_rank(make: Make) -> Non
     assert titles(build(group, "fd")) == ["GS", "LD3 (DPM++)", "LD3 (iPNDM)"]
 
 
+def with_fit(result: Result, **fit: float) -> Result:
+    """The record, had it been trained otherwise."""
+    assert result.spec.fit is not None
+    spec = result.spec.model_copy(update={"fit": result.spec.fit.model_copy(update=fit)})
+    return result.model_copy(update={"spec": spec})
+
+
+def test_learning_rates_may_differ_within_best_ld3(make: Make) -> None:
+    group = [
+        make("ld3-dpmpp", 4, {"fd": 2.0}, options={"xi_lr": 0.3}),
+        with_fit(make("ld3-ipndm", 4, {"fd": 3.0}, options={"order": 2}), lr=2e-3),
+    ]
+    (view,) = find(group)
+    assert view.title == "Best LD3"
+    assert sorted(view.members.values()) == ["LD3 (DPM++)", "LD3 (iPNDM)"]
+
+
+def test_best_ld3_leaves_out_ablations_and_other_budgets(make: Make) -> None:
+    group = [
+        make("ld3-dpmpp", 4, {"fd": 3.0}),
+        make("ld3-ipndm", 4, {"fd": 4.0}),
+        make("ld3-dpmpp", 4, {"fd": 1.0}, options={"decoupled": False}),
+        make("ld3-ipndm", 4, {"fd": 2.0}, iterations=40),
+        with_fit(make("ld3-ipndm", 4, {"fd": 2.5}), train_size=100),
+    ]
+    (view,) = find(group)
+    table = show(build(group, "fd"), [view], ())
+    assert len(view.members) == 2
+    assert {row.title: row.cells[4].mean for row in table.rows}["Best LD3"] == 3.0
+
+
+def test_a_default_spelled_out_is_no_ablation(make: Make) -> None:
+    plain = make("ld3-dpmpp", 4, {"fd": 3.0})
+    plain = plain.model_copy(update={"conventions": {"decoupled": True}})
+    assert len(find([plain, make("ld3-ipndm", 4, {"fd": 2.0}, options={"decoupled": True})])) == 1
+
+
+def test_each_budget_has_a_best_ld3_of_its_own(make: Make) -> None:
+    group = [
+        make(solver, 4, {"fd": fd}, iterations=iterations)
+        for solver, iterations, fd in [
+            ("ld3-dpmpp", 20, 4.0),
+            ("ld3-ipndm", 20, 3.0),
+            ("ld3-dpmpp", 40, 1.0),
+            ("ld3-ipndm", 40, 2.0),
+        ]
+    ]
+    rows = show(build(group, "fd"), find(group), ()).rows
+    assert {row.title: row.cells[4].mean for row in rows if row.is_view} == {
+        "Best LD3 [fit.iterations=20]": 3.0,
+        "Best LD3 [fit.iterations=40]": 1.0,
+    }
+
+
+def test_rows_of_one_base_are_no_choice_of_base(make: Make) -> None:
+    rates = [make("ld3-dpmpp", 4, {"fd": r}, options={"xi_lr": r}) for r in (0.1, 0.3)]
+    assert find(rates) == []
+
+
+def test_a_hidden_grid_keeps_its_rank_and_its_view_shows_it(make: Make) -> None:
+    group = [
+        make("unipc-3", 4, {"fd": 3.0, "recall": 0.7}, options={"schedule": "logsnr"}),
+        make("unipc-3", 4, {"fd": 1.0, "recall": 0.6}, options={"schedule": "edm"}),
+        make("unipc-3", 4, {"fd": 4.0, "recall": 0.9}, options={"schedule": "time"}),
+        make("gs", 4, {"fd": 2.0, "recall": 0.8}),
+    ]
+    views = find(group)
+    fd, recall = (
+        {row.title: row.cells[4].rank for row in show(build(group, name), views, ()).rows}
+        for name in ("fd", "recall")
+    )
+    assert fd == {
+        "UniPC (3M) [schedule=logsnr]": 0,
+        "UniPC (3M), best of 3 grids": 1,  # of the grid edm, which has no row here
+        "GS": 2,
+    }
+    # best is the grid that FD did not take: nothing here may stand in its place
+    assert [recall["UniPC (3M), best of 3 grids"], recall["GS"]] == [0, 2]
+
+
+def test_two_hidden_grids_leave_the_rest_unmarked(make: Make) -> None:
+    group = [
+        make("unipc-3", 4, {"fd": fd}, options={"schedule": grid})
+        for grid, fd in [("logsnr", 4.0), ("edm", 1.0), ("time", 2.0)]
+    ]
+    group.append(make("gs", 4, {"fd": 3.0}))
+    table = show(build(group, "fd"), find(group), ())
+    assert [row.cells[4].rank for row in table.rows] == [0, 1, 0]
+
+
 def test_the_paper_stands_beside_best_ld3(make: Make) -> None:
     group = [
         make(solver, 4, {"fid": 9.0}, backbone="edm-cifar10")

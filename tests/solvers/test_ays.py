@@ -70,6 +70,8 @@ def test_list_ends_where_it_ends_if_the_task_wants_another_end() -> None:
 def test_lists_of_other_models_are_refused(schedule: NoiseSchedule) -> None:
     with pytest.raises(SolverBenchError, match=r"ays-sd15 \(14\.6146\).*ays-svd \(700\)"):
         AYS().times(task(schedule, 10))
+    with pytest.raises(SolverBenchError, match=r"ays-sd15 \(14\.6146\)"):
+        AYS().check(task(schedule, 10))
 
 
 def test_unknown_models_are_refused() -> None:

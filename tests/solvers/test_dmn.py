@@ -131,8 +131,19 @@ def test_every_number_of_steps_gives_decreasing_times(num: int) -> None:
 
 def test_missing_scipy_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(SolverBenchError, match=r"pip install 'solverbench\[schedules\]'"):
-        DMN().times(task(VE(), 4))
+    for ask in (DMN().times, DMN().check):
+        with pytest.raises(SolverBenchError, match=r"pip install 'solverbench\[schedules\]'"):
+            ask(task(VE(), 4))
+
+
+@pytest.mark.parametrize("num", [1, 7])
+def test_check_asks_for_scipy_only_where_a_search_is_needed(
+    num: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step has no interior; a list of seven is printed."""
+    DMN(stored=False).check(task(VE(), num))
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    DMN().check(task(VE(), num))
 
 
 def test_options_out_of_range_are_refused() -> None:

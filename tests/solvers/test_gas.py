@@ -1,5 +1,6 @@
 """GAS against the reference implementation, and the phases of its training."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def task_of(problem: Any, **facts: Any) -> FitTask:
         lr=1e-3,
         clip=1.0,
         rng=torch.Generator().manual_seed(7),
+        iterations=10,
     )
     return replace(task, **facts)
 
@@ -94,7 +96,7 @@ def trained(rule: Adversarial, some: list[Batch]) -> list[dict[str, Tensor]]:
     return [rule.step(batch, 1.0) for batch in some]
 
 
-PHASES = {"warm_start": 1, "disc_warmup": 2, "disc_warmup_lr": 2e-3, "disc_lr": 1e-3}
+PHASES = {"warm_start": 0.1, "disc_warmup": 0.2, "disc_warmup_lr": 2e-3, "disc_lr": 1e-3}
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])  # in each phase
@@ -132,7 +134,7 @@ def test_phases_train_the_solver_then_the_discriminator_then_both() -> None:
 
 def test_warm_start_is_gs() -> None:
     problem = edm()
-    gs, gas = bound(GS, problem, 3), bound(GAS, problem, 3, warm_start=3)
+    gs, gas = bound(GS, problem, 3), bound(GAS, problem, 3, warm_start=0.3)
     for solver in (gs, gas):
         trained(solver.rule(task_of(problem)), batches(0, 3))
     for key, value in gs.state_dict().items():
@@ -183,9 +185,57 @@ def test_pretrained_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.safetensors"
     save(path, preset("small-8", 1, torch.Generator()), {})
     problem = edm()
-    rule = bound(GAS, problem, 3, pretrained=True).rule(task_of(problem, discriminator=path))
+    solver, task = bound(GAS, problem, 3, pretrained=True), task_of(problem, discriminator=path)
     with pytest.raises(SolverBenchError, match="1 x 8 x 8, the backbone has 3 x 8 x 8"):
-        trained(rule, batches(0, 1))
+        trained(solver.rule(task), batches(0, 1))
+    with pytest.raises(SolverBenchError, match="1 x 8 x 8, the backbone has 3 x 8 x 8"):
+        solver.rule(replace(task, state_shape=(3, 8, 8)))
+    assert solver.rule(replace(task, state_shape=(1, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("auto", (3, 12, 12), "states of 12 x 12; allowed: 8 x 8, 16 x 16, 32 x 32, 64 x 64"),
+        ("auto", (3, 8, 16), "states of 8 x 16; allowed"),
+        ("small-16", (3, 8, 8), "for states of 3 x 16 x 16, the backbone has 3 x 8 x 8"),
+        ("r3gan-32", (4, 64, 64), "for states of 4 x 32 x 32, the backbone has 4 x 64 x 64"),
+    ],
+)
+def test_discriminator_that_does_not_fit_is_refused_before_any_training(
+    name: str, shape: tuple[int, int, int], message: str
+) -> None:
+    problem = edm()
+    with pytest.raises(SolverBenchError, match=message):
+        bound(GAS, problem, 3, discriminator=name).rule(task_of(problem, state_shape=shape))
+
+
+@pytest.mark.parametrize(("name", "side"), [("auto", 8), ("auto", 64), ("r3gan-32", 32)])
+def test_discriminator_that_fits_is_taken(name: str, side: int) -> None:
+    problem = edm()
+    task = task_of(problem, state_shape=(5, side, side))
+    assert bound(GAS, problem, 3, discriminator=name).rule(task)
+
+
+def test_pretrained_discriminator_is_accounted_for(tmp_path: Path) -> None:
+    path, made = tmp_path / "d.safetensors", preset("small-8", 3, torch.Generator())
+    problem = edm()
+    solver, plain = bound(GAS, problem, 3, pretrained=True), bound(GAS, problem, 3)
+    for recipe in ({"num_real": 30}, {}):
+        save(path, made, {"recipe": recipe} if recipe else {})
+        assert solver.rule(task_of(problem, discriminator=path)).facts() == {
+            "discriminator_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "discriminator_made": recipe,
+        }
+    assert "more samples of the teacher" in solver.flags[0]
+    assert plain.flags == ()
+    assert plain.rule(task_of(problem, discriminator=path)).facts() == {}
+
+
+def test_titles_tell_the_losses_apart() -> None:
+    titles = [bound(GAS, edm(), 3, loss=x).title for x in ("relativistic", "traditional")]
+    assert titles == ["GAS", "GAS (traditional loss)"]
+    assert bound(GAS, edm(), 3, history=2, pretrained=True).title == "GAS (history 2)"
 
 
 def test_states_without_a_discriminator_name_the_sizes_there_are() -> None:
@@ -193,19 +243,35 @@ def test_states_without_a_discriminator_name_the_sizes_there_are() -> None:
     rule = bound(GAS, problem, 3).rule(task_of(problem))
     noise = problem.noise(range(2))
     batch = Batch(noise, noise, None, torch.arange(2))
-    with pytest.raises(SolverBenchError, match="allowed: 8, 16, 32, 64"):
+    with pytest.raises(SolverBenchError, match="allowed: 8 x 8, 16 x 16, 32 x 32, 64 x 64"):
         rule.step(batch, 1.0)
 
 
 def test_budget_without_adversarial_iterations_is_refused() -> None:
+    """Shares below 1 are rounded to whole iterations."""
     problem = edm()
-    solver = bound(GAS, problem, 3, warm_start=10, disc_warmup=10)
-    with pytest.raises(SolverBenchError, match="would never meet its adversary"):
+    solver = bound(GAS, problem, 3, warm_start=0.5, disc_warmup=0.48)
+    with pytest.raises(SolverBenchError, match=r"never meet its adversary: .* take 20 of 20"):
         solver.rule(task_of(problem, iterations=20))
+    rule = solver.rule(task_of(problem, iterations=100))
+    assert (rule.warm, rule.alone) == (50, 98)
 
 
 @pytest.mark.parametrize(
-    "options", [{"loss": "hinge"}, {"discriminator": "big"}, {"gamma": -1.0}, {"weight": -0.1}]
+    "options",
+    [
+        {"loss": "hinge"},
+        {"discriminator": "big"},
+        {"discriminator": "small-8", "pretrained": True},
+        {"gamma": -1.0},
+        {"weight": -0.1},
+        {"disc_lr": float("nan")},
+        {"disc_warmup_lr": float("inf")},
+        {"warm_start": 300},
+        {"warm_start": -0.1},
+        {"warm_start": 0.5, "disc_warmup": 0.5},
+        {"disc_warmup": float("nan")},
+    ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -162,8 +162,12 @@ def test_conditions_follow_the_seeds_and_the_end_is_that_of_the_task() -> None:
 
 
 def test_more_steps_than_fine_times_are_refused() -> None:
-    with pytest.raises(SolverBenchError, match="num_fine must be at least 12"):
-        optimiser().times(task(VE(), 11))
+    chosen = task(VE(), 11)
+    for ask in (optimiser().times, optimiser().check):
+        with pytest.raises(SolverBenchError, match="num_fine must be at least 12"):
+            ask(chosen)
+    optimiser().check(task(VE(), 10))
+    assert chosen.backbone.batches == []  # type: ignore[attr-defined]
     assert len(optimiser().times(task(VE(), 10))) == 11
 
 
@@ -199,9 +203,11 @@ def test_stored_times_are_those_the_paper_prints() -> None:
 
 
 def test_stored_lists_say_what_they_are_not_for() -> None:
-    with pytest.raises(SolverBenchError, match=r"starts at sigma 14\.6146, this noise schedule"):
-        GITSSD().times(task(VE(), 5))
-    with pytest.raises(SolverBenchError, match="has no list of 12 steps"):
-        GITSSD().times(task(SD, 12, "eps"))
+    for ask in (GITSSD().times, GITSSD().check):
+        with pytest.raises(SolverBenchError, match=r"starts at sigma 14\.6146, this noise"):
+            ask(task(VE(), 5))
+        with pytest.raises(SolverBenchError, match="has no list of 12 steps"):
+            ask(task(SD, 12, "eps"))
+    GITSSD().check(task(SD, 11, "eps"))
     with pytest.raises(ValueError, match="ipndm, dpmpp"):
         GITSSD(solver="heun")

@@ -235,8 +235,11 @@ def test_full_gradient_is_the_difference_quotient() -> None:
         ({"conversion": "both"}, "conversion is 'both'; allowed: network, node"),
         ({"order": 4}, "order is 4; allowed: 2, 3"),
         ({"window": 0.0}, "window is above 0"),
-        ({"radius": -1.0}, "radius is at least 0"),
-        ({"first_phase": 1.5}, "first_phase from 0 to 1"),
+        ({"radius": -1.0}, "radius is a finite number of at least 0; got -1.0"),
+        ({"theta_lr": -1e-3}, "theta_lr is a finite number of at least 0; got -0.001"),
+        ({"xi_lr": float("nan")}, "xi_lr is a finite number of at least 0; got nan"),
+        ({"shift_lr": float("inf")}, "shift_lr is a finite number of at least 0; got inf"),
+        ({"first_phase": 1.5}, "first_phase is from 0 to 1; got 1.5"),
         ({"space": "time", "logit_bound": True}, "logit_bound belongs to space logsnr"),
     ],
 )
@@ -251,17 +254,19 @@ def test_conformance(name: str) -> None:
     assert failed == []
 
 
-def test_rule_has_the_published_rates() -> None:
-    solver = LD3DPMpp(Setting(VPLinear(), 4))
-    task = FitTask(
+def task(lr: float) -> FitTask:
+    return FitTask(
         sample=lambda tableau, noise, condition: noise,
         distance=lambda student, target: student.flatten(1).mean(1),
-        lr=5e-3,
+        lr=lr,
         clip=1.0,
         rng=torch.Generator(),
         iterations=70,
     )
-    rule = solver.rule(task)
+
+
+def test_rule_has_the_published_rates_whatever_the_recipe_asks_of_adam() -> None:
+    rule = LD3DPMpp(Setting(VPLinear(), 4)).rule(task(lr=0.7))
     assert rule.rates == {"theta": 5e-3, "xi": 0.025}
     assert [group.minimum for group in rule.groups] == [5e-5, 1e-6]
     assert (rule.radius, rule.shift_lr) == (0.001, 3.0)
@@ -270,3 +275,10 @@ def test_rule_has_the_published_rates() -> None:
     logits = rule.groups[0].optimiser.defaults
     assert (logits["alpha"], logits["eps"], logits["momentum"]) == (0.99, 1e-8, 0.9)
     assert rule.groups[1].optimiser.defaults["momentum"] == 0
+
+
+@pytest.mark.parametrize("kind", [LD3DPMpp, LD3UniPC])
+def test_rate_of_the_logits_is_an_option(kind: type[LD3DPMpp]) -> None:
+    rule = kind(Setting(VPLinear(), 4), theta_lr=0.02).rule(task(lr=0.7))
+    assert rule.rates["theta"] == 0.02
+    assert rule.groups[0].minimum == 0.02 / 100

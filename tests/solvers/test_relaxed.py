@@ -124,7 +124,8 @@ def test_only_pairs_that_gain_move() -> None:
 
 
 def test_steps_against_the_loss_are_refused() -> None:
-    _, rule, _ = made(shift_lr=-SHIFT_LR)
+    _, rule, _ = made()
+    rule.shift_lr = -SHIFT_LR  # uphill, so that nothing is accepted
     rule.groups[0].optimiser.param_groups[0]["lr"] = rule.rates["theta"] = 0.0
     logs = rule.step(training(0), 1.0)
     assert float(logs["moved"]) == 0
@@ -263,7 +264,8 @@ def test_round_ends_with_validation_noise_moved_and_the_best_parameters() -> Non
 
 
 def test_round_that_moves_no_validation_pair_halves_the_step() -> None:
-    _, rule, _ = made(shift_lr=-SHIFT_LR)
+    _, rule, _ = made()
+    rule.shift_lr = -SHIFT_LR  # uphill, so that nothing is accepted
     rule.round_ended(validation())
     assert rule.shift_lr == -SHIFT_LR / 2
     assert float(offsets(rule, "validation").abs().max()) == 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solverbench.backbones.gaussian import Gaussian
+from solverbench.errors import SolverBenchError
 from solverbench.schedule import nodes
 from solverbench.solvers import Batch, FitTask, LearnableSolver, sample
 from solverbench.solvers.dpmpp import DPMpp3M, phis
@@ -129,16 +130,16 @@ def test_network_times_move_and_nodes_stay() -> None:
     assert float(moved[0].detach()) == 0
 
 
-def task(round_length: int = 2, clip: float = 1.0) -> FitTask:
+def task(iterations: int = 40) -> FitTask:
     problem = Gaussian()
     return FitTask(
         sample=lambda tableau, noise, condition: sample(problem, tableau, noise, condition),
         distance=lambda student, target: (student - target).square().flatten(1).mean(1),
         lr=5e-3,
-        clip=clip,
+        clip=1.0,
         rng=torch.Generator(),
-        iterations=40,
-        round_length=round_length,
+        iterations=iterations,
+        round_length=2,
         num_train=NUM,
         num_validation=NUM,
     )
@@ -207,10 +208,54 @@ def test_only_whose_turn_it_is_changes() -> None:
     assert moved == list(itertools.chain.from_iterable([turn] * 3 for turn in turns))
 
 
-def test_a_turn_is_a_round_unless_said_otherwise() -> None:
-    solver = bound(S4SAlt, Gaussian(), 4)
-    names = [solver.rule(task(round_length=2)).phase(i) for i in (3, 4, 5, 6)]
-    assert names == [("theta",), ("c",), ("c",), ("theta", "xi")]
+@pytest.mark.parametrize(("iterations", "length"), [(4, 1), (19, 1), (40, 4), (300, 30)])
+def test_a_turn_is_a_tenth_of_the_budget_unless_said_otherwise(
+    iterations: int, length: int
+) -> None:
+    phase = bound(S4SAlt, Gaussian(), 4).rule(task(iterations)).phase
+    last = [phase(k * length - 1) for k in (1, 2, 3, 4)]
+    first = [phase(k * length) for k in (0, 1, 2, 3)]
+    assert first == last == [("theta",), ("theta",), ("c",), ("theta", "xi")]
+
+
+@pytest.mark.parametrize(("phase", "iterations", "least"), [(None, 3, 4), (11, 43, 44)])
+def test_a_budget_without_a_whole_pair_of_turns_is_refused(
+    phase: int | None, iterations: int, least: int
+) -> None:
+    solver = bound(S4SAlt, Gaussian(), 4, phase=phase)
+    with pytest.raises(SolverBenchError, match=f"needs {least} iterations .* is {iterations}"):
+        solver.rule(task(iterations))
+    assert isinstance(solver.rule(task(least)), Alternating)
+
+
+def test_a_validation_is_wanted_at_the_end_of_each_turn_and_by_no_other_rule() -> None:
+    rule, wanted = alternating(3), []
+    other = bound(S4S, Gaussian(), 2).rule(task())
+    for i in range(1, 13):
+        rule.step(batches()[0], 1.0)
+        other.step(batches()[0], 1.0)
+        wanted += [i] if rule.wants_validation else []
+        assert not other.wants_validation
+    assert wanted == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "title"),
+    [
+        (S4S, {}, "S4S (re-implementation)"),
+        (S4S, {"learn_times": True}, "S4S (learned times) (re-implementation)"),
+        (S4SPC, {"full_order": True}, "S4S, LMS+PC (full order) (re-implementation)"),
+        (S4SAlt, {"space": "time"}, "S4S-Alt (re-implementation)"),
+        (S4SAlt, {"joint": True}, "S4S-Alt (joint) (re-implementation)"),
+        (
+            S4SAlt,
+            {"joint": True, "full_order": True},
+            "S4S-Alt (joint, full order) (re-implementation)",
+        ),
+    ],
+)
+def test_titles_tell_variants_apart(kind: type[S4S], options: dict[str, Any], title: str) -> None:
+    assert bound(kind, Gaussian(), 4, **options).title == title
 
 
 def alternating(phase: int = 1) -> Alternating:
@@ -278,7 +323,10 @@ def test_a_fit_that_was_over_is_over_when_it_is_loaded() -> None:
     ("options", "message"),
     [
         ({"phase": 0}, "phase is at least 1 iteration; got 0"),
-        ({"radius": -1.0}, "radius is at least 0; got -1.0"),
+        ({"radius": -1.0}, "radius is a finite number of at least 0; got -1.0"),
+        ({"theta_lr": float("nan")}, "theta_lr is a finite number of at least 0; got nan"),
+        ({"xi_lr": -0.1}, "xi_lr is a finite number of at least 0; got -0.1"),
+        ({"shift_lr": float("inf")}, "shift_lr is a finite number of at least 0; got inf"),
         ({"space": "sigma"}, "space is 'sigma'"),
     ],
 )
