@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ class Fit:
         self.solver, self.lesson, self.spec = solver, lesson, lesson.spec
         self.rng = torch.Generator().manual_seed(lesson.seed)
         task = fit_task(self.spec, lesson.backbone, lesson.distance, self._sample, self.rng)
+        task = replace(task, draw=self._draw)
         self.rule: TrainingRule = solver.rule(task)
         parameters = dict(solver.named_parameters())
         self.ema = Ema(dict(parameters), self.spec.ema_decay, self.spec.ema_warmup)
@@ -343,6 +344,11 @@ class Fit:
         order = int(digest(self.lesson.seed, epoch)[:8], 16)  # generators read 32 bits of a seed
         rng = torch.Generator().manual_seed(order)
         rows = torch.randperm(num, generator=rng)[place * self.spec.batch :][: self.spec.batch]
+        return self._rows(self.lesson.train, rows)
+
+    def _draw(self, num: int) -> Batch:
+        """Training pairs chosen at random, with replacement."""
+        rows = torch.randint(len(self.lesson.train.states), (num,), generator=self.rng)
         return self._rows(self.lesson.train, rows)
 
     def _rows(self, samples: Samples, rows: Tensor) -> Batch:

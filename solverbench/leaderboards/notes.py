@@ -58,7 +58,8 @@ def _protocol(group: Sequence[Result]) -> list[str]:
                 f"{row.title}: times chosen by {plugin(spec.schedule)}{_took(row.results)}."
             )
         if spec.fit:
-            lines.append(f"{row.title}: {_budget(spec.fit, row.results)}{_took(row.results)}.")
+            trained = f"{_budget(spec.fit, row.results)}{_took(row.results)}"
+            lines.append(f"{row.title}: {plugin(spec.solver)}, {trained}.")
     if any(r.spec.fit for r in group):
         lines.append(
             "Values of several training seeds are mean ± sample standard deviation; "
@@ -89,7 +90,8 @@ def _budget(fit: FitSpec, fitted: Sequence[Result]) -> str:
     seeds = ", ".join(str(s) for s in sorted({r.spec.seed for r in fitted}))
     return (
         f"{fit.iterations} iterations of {fit.batch} pairs out of {fit.train_size}, "
-        f"distance {fit.distance}, {SELECTION[fit.select]}, training seeds {seeds}"
+        f"learning rate {fit.lr:g} ({fit.lr_schedule}), distance {fit.distance}, "
+        f"{SELECTION[fit.select]}, training seeds {seeds}"
     )
 
 

@@ -48,6 +48,7 @@ class FitTask:
         num_train: teacher pairs to train on.
         num_validation: teacher pairs to validate on.
         discriminator: weights of the backbone's pretrained discriminator, None where it has none.
+        draw: ``draw(num)`` gives more training pairs, chosen with ``rng``.
         state_shape: (C, H, W) of the states, None where a rule is to learn it from its batches.
     """
 
@@ -61,6 +62,7 @@ class FitTask:
     num_train: int = 0
     num_validation: int = 0
     discriminator: Path | None = None
+    draw: Callable[[int], Batch] | None = None
     state_shape: tuple[int, int, int] | None = None
 
 

@@ -1,5 +1,6 @@
 """Generalized Adversarial Solver: GS, trained against a discriminator as well."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +55,16 @@ class Game:
     warm_start: float
     disc_warmup: float
     disc_warmup_lr: float
+    disc_batch: int | None
+    joint_lr: float | None
 
     def __post_init__(self) -> None:
         choice("loss", self.loss, LOSSES)
         choice("discriminator", self.discriminator, ("auto", *PRESETS))
-        names = ("weight", "gamma", "disc_lr", "disc_warmup_lr")
-        check_rates({name: getattr(self, name) for name in names})
+        names = ("weight", "gamma", "disc_lr", "disc_warmup_lr", "joint_lr")
+        check_rates({name: getattr(self, name) or 0.0 for name in names})
+        if self.disc_batch is not None and self.disc_batch < 1:
+            raise ValueError(f"disc_batch is at least 1; got {self.disc_batch}")
         shares = self.warm_start, self.disc_warmup
         if not (min(shares) >= 0 and sum(shares) < 1):
             raise ValueError(
@@ -104,6 +109,8 @@ class GAS(GS):
         warm_start: float = 0.0,
         disc_warmup: float = 0.0,
         disc_warmup_lr: float | None = None,
+        disc_batch: int | None = None,
+        joint_lr: float | None = None,
     ) -> None:
         """Bind to a setting.
 
@@ -122,6 +129,10 @@ class GAS(GS):
             warm_start: share of the budget that begins it, with plain distillation.
             disc_warmup: share after that in which the discriminator learns alone.
             disc_warmup_lr: its learning rate there; ``disc_lr`` by default.
+            disc_batch: pairs of a discriminator's step, drawn anew; the batch's own by default, as
+                in the paper.
+            joint_lr: the solver's learning rate once both play, falling along a cosine of its own;
+                the warm start then has one too. By default the fit's schedule goes on.
         """
         super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho, history=history)
         warmup_lr = disc_lr if disc_warmup_lr is None else disc_warmup_lr
@@ -135,6 +146,8 @@ class GAS(GS):
             warm_start,
             disc_warmup,
             warmup_lr,
+            disc_batch,
+            joint_lr,
         )
         if loss == "traditional":
             self.title = f"{self.title} (traditional loss)"
@@ -185,13 +198,22 @@ class Adversarial(Distillation):
         Where the discriminator learns alone, ``loss`` is its adversarial loss.
         """
         self.iteration += 1
+        rate = scale if self.game.joint_lr is None else self._own_rate(self.game.joint_lr)
         if self.iteration <= self.warm:
-            return super().step(batch, scale)
+            return super().step(batch, rate)
         self._seat(batch)
         if self.iteration <= self.alone:
             logs = self._judge(batch, self.game.disc_warmup_lr)
             return {"loss": logs["dis_loss_adv"]} | logs
-        return self._play(batch, scale)
+        return self._play(batch, rate)
+
+    def _own_rate(self, joint_lr: float) -> float:
+        """Factor on the fit's learning rate: a cosine for the warm start, one for joint play."""
+        done = self.iteration - 1
+        if done < self.warm:
+            return 0.5 * (1 + math.cos(math.pi * done / self.warm))
+        share = max(0, done - self.alone) / (self.task.iterations - self.alone)
+        return joint_lr / self.task.lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def fresh_noise(self, batch: Batch) -> Tensor:
         """Noise of the discriminator's fakes, shape and place of the batch's."""
@@ -286,6 +308,9 @@ class Adversarial(Distillation):
 
     def _judge(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """The discriminator's step, on the student's samples of fresh noise."""
+        if self.game.disc_batch is not None:
+            assert self.task.draw is not None
+            batch = self.task.draw(self.game.disc_batch)
         with torch.no_grad():
             tableau = self.solver.tableau()
             fake = self.task.sample(tableau, self.fresh_noise(batch), batch.condition)

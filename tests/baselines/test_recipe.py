@@ -55,7 +55,7 @@ def test_the_sizes_of_the_packaged_matrices() -> None:
 def test_numbers_without_a_dot_are_numbers_in_options_too() -> None:
     recipe = load_recipe("cifar16")
     assert recipe.fit is not None
-    assert recipe.fit.lr == 2e-2
+    assert recipe.fit.lr == 1e-2
     assert recipe.teacher.solver.options["t_min"] == 1e-4
 
 

@@ -291,3 +291,55 @@ def test_step_that_is_not_finite_leaves_the_solver_alone() -> None:
 
 def test_it_keeps_the_contract_of_solvers() -> None:
     assert [check for check in check_solver("gas") if not check.passed] == []
+
+
+def test_each_phase_can_have_a_learning_rate_of_its_own() -> None:
+    """A cosine for the warm start, the solver at rest, then a cosine from ``joint_lr``."""
+    solver = bound(GAS, edm(), 3, warm_start=0.5, disc_warmup=0.25, joint_lr=2e-3, disc_batch=4)
+    task = FitTask(
+        sample=lambda tableau, noise, condition: noise,
+        distance=lambda student, target: student.flatten(1).mean(1),
+        lr=1e-2,
+        clip=1.0,
+        rng=torch.Generator(),
+        iterations=8,
+    )
+    rule = solver.rule(task)
+    assert isinstance(rule, Adversarial)
+    rates = []
+    for iteration in range(1, 9):
+        rule.iteration = iteration
+        rates.append(rule._own_rate(2e-3))
+    assert rates[0] == 1.0
+    assert rates[:4] == sorted(rates[:4], reverse=True)
+    assert rates[6] == 0.2
+    assert rates[7] == pytest.approx(0.1)
+
+
+def test_the_discriminator_can_have_larger_batches_than_the_solver() -> None:
+    problem, sizes = edm(), list[int]()
+    solver = bound(GAS, problem, 3, disc_batch=5, discriminator="small-8")
+
+    def draw(num: int) -> Batch:
+        sizes.append(num)
+        rows = torch.arange(num) % 2
+        return Batch(problem.noise[rows], problem.noise[rows], None, rows)
+
+    task = FitTask(
+        sample=lambda tableau, noise, condition: sample(problem, tableau, noise, condition),
+        distance=lambda student, target: (student - target).square().flatten(1).mean(1),
+        lr=1e-3,
+        clip=1.0,
+        rng=torch.Generator().manual_seed(0),
+        iterations=2,
+        draw=draw,
+    )
+    logs = solver.rule(task).step(Batch(problem.noise, problem.noise, None, torch.arange(2)), 1.0)
+    assert sizes == [5]
+    assert bool(logs["loss"].isfinite())
+
+
+@pytest.mark.parametrize("options", [{"disc_batch": 0}, {"joint_lr": -1.0}])
+def test_senseless_sizes_and_rates_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        bound(GAS, edm(), 3, **options)
