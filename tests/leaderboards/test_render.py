@@ -56,7 +56,8 @@ def test_budgets_say_what_training_took(make: Make) -> None:
     text = render([make("gs", 4, {"fd": 1.0}), make("gs", 6, {"fd": 1.0})], "md")
     assert (
         "- GS: gs, 20 iterations of 24 pairs out of 1400, learning rate 0.001 (constant), distance "
-        "l2, weights as the method selects them, training seeds 0; 12.5 s, 4,800 to 7,200 network rows, 1,656 teacher pairs a cell."
+        "l2, weights as the method selects them, training seeds 0; 12.5 s, 4,800 to 7,200 network "
+        "rows, 1,656 teacher pairs a cell."
     ) in text
 
 
