@@ -20,8 +20,11 @@ LEAVES = {
         "images",
         "registry",
         "schedule",
+        "sources",
         "stored_schedules",
         "tensorfile",
+        "torchfile",
+        "unpickle",
     )
 }
 CONTRACTS = {

@@ -47,7 +47,7 @@ def test_the_sizes_of_the_packaged_matrices() -> None:
         "cifar16": 7 * 2 + 1,
         "digits": 7 * 3 + 1,
         "smoke": 4 + 1,
-        "full-digits": 187,
+        "full-digits": 196,
         "full-cifar16": 343,
     }
 

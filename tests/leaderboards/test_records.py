@@ -24,8 +24,10 @@ def value(records: list[Result], solver: str, nfe: int, metric: str) -> float:
     return found.metrics[metric]
 
 
-def test_the_page_is_the_rendering_of_the_records(records: list[Result]) -> None:
-    assert (ROOM / "pages" / "cifar16.md").read_text() == render(records, "md")
+@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOM / "pages").glob("*.md")))
+def test_a_page_is_the_rendering_of_its_records(page: str) -> None:
+    records = read_records(ROOM / "records" / page)
+    assert (ROOM / "pages" / f"{page}.md").read_text() == render(records, "md")
 
 
 def test_the_tables_of_the_readme_stand_on_the_page() -> None:

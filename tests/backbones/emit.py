@@ -1,0 +1,157 @@
+"""Pickles written by hand, so that tests can say anything in them; and the stored fixtures."""
+
+import io
+import lzma
+import os
+import pickle
+import struct
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+DATA = Path(__file__).parents[1] / "data" / "backbones"
+WHOLE = os.environ.get("SOLVERBENCH_FIXTURES")  # the folder with the uncut fixtures, if at hand
+HOSTILE = "malicious/hostile-source-valid-weights.pkl"
+CLASSES = {"Positional": "PositionalEmbedding", "Fourier": "FourierEmbedding"}
+STORAGES = {torch.float32: "FloatStorage", torch.float16: "HalfStorage"}
+
+
+@dataclass
+class Label:
+    """A global name."""
+
+    module: str
+    name: str
+
+
+@dataclass
+class Call:
+    """A call of a global name."""
+
+    label: Label
+    args: tuple[Any, ...]
+
+
+@dataclass
+class Made:
+    """An object of a class with attributes."""
+
+    label: Label
+    state: Any
+
+
+ORDERED = Call(Label("collections", "OrderedDict"), ())
+
+
+def emit(value: Any) -> bytes:
+    """A whole pickle of a value."""
+    return b"\x80\x04" + _emit(value) + b"."
+
+
+def _emit(value: Any) -> bytes:  # noqa: PLR0911 (a kind of value a line)
+    match value:
+        case Label():
+            return f"c{value.module}\n{value.name}\n".encode()
+        case Call():
+            return _emit(value.label) + _emit(value.args) + b"R"
+        case Made():
+            return _emit(value.label) + b")\x81" + _emit(value.state) + b"b"
+        case dict():
+            return b"}(" + b"".join(_emit(k) + _emit(v) for k, v in value.items()) + b"u"
+        case tuple() | list():
+            head, tail = (b"(", b"t") if isinstance(value, tuple) else (b"](", b"e")
+            return head + b"".join(map(_emit, value)) + tail
+        case set():
+            return b"\x8f"
+        case bytes():
+            return b"B" + struct.pack("<I", len(value)) + value
+        case _:  # numbers, text, None
+            return pickle.dumps(value, protocol=4)[2:-1].replace(b"\x94", b"")
+
+
+def storage(values: Tensor, numel: int | None = None) -> bytes:
+    """The nested stream of a storage; ``numel`` is what it claims to hold."""
+    claimed = values.numel() if numel is None else numel
+    label = Label("torch", STORAGES[values.dtype])
+    facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    pid = b"\x80\x02" + _emit(("storage", label, "1", "cpu", claimed, None)) + b"Q."
+    head = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), emit(1001), emit(facts), pid, emit(["1"])]
+    raw = values.detach().contiguous().numpy().tobytes()
+    return b"".join(head) + struct.pack("<q", claimed) + raw
+
+
+def tensor(values: Tensor, **other: Any) -> Call:
+    """A tensor as it is pickled; ``shape``, ``stride``, ``offset``, ``numel`` may lie."""
+    whole = Call(Label("torch.storage", "_load_from_bytes"), (storage(values, other.get("numel")),))
+    shape = other.get("shape", tuple(values.shape))
+    stride = other.get("stride", tuple(values.contiguous().stride()))
+    parts = (whole, other.get("offset", 0), shape, stride, False, ORDERED)
+    return Call(Label("torch._utils", "_rebuild_tensor_v2"), parts)
+
+
+def persistent(name: str, state: dict[str, Any], source: str = "raise SystemExit") -> Call:
+    """An object whose class comes with its program text."""
+    meta = {"type": "class", "version": 6, "module_src": source, "class_name": name}
+    label = Label("torch_utils.persistence", "_reconstruct_persistent_obj")
+    return Call(label, (meta | {"state": state},))
+
+
+def parts(module: nn.Module) -> dict[str, Any]:
+    """What torch keeps in a module."""
+    return {
+        "_parameters": {k: None if p is None else tensor(p) for k, p in module._parameters.items()},
+        "_buffers": {k: tensor(b) for k, b in module._buffers.items() if b is not None},
+        "_non_persistent_buffers_set": set(),
+        "_modules": {k: stored(m) for k, m in module._modules.items() if m is not None},
+        "training": False,
+    }
+
+
+def stored(module: nn.Module) -> Call | Made:
+    """A module in the layout of EDM's files."""
+    if isinstance(module, nn.ModuleDict):
+        return Made(Label("torch.nn.modules.container", "ModuleDict"), parts(module))
+    name = type(module).__name__
+    return persistent(CLASSES.get(name, name), parts(module))
+
+
+def edm_tree(network: Any, keywords: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The content of an EDM file."""
+    made = {"_init_args": (), "_init_kwargs": keywords, "sigma_min": 0, "sigma_max": float("inf")}
+    return {"ema": persistent(type(network).__name__, parts(network) | made | changes)}
+
+
+@cache
+def fixture_bytes(name: str) -> bytes:
+    """A stored fixture, unpacked."""
+    if WHOLE and (Path(WHOLE) / name).is_file():
+        return (Path(WHOLE) / name).read_bytes()
+    if name == "baseline-tiny-uncond-vp.pkl":
+        name = HOSTILE  # the same network
+    if (DATA / name).is_file():
+        return (DATA / name).read_bytes()
+    if not (DATA / f"{name}.xz").is_file():
+        pytest.skip(f"{name} is large: set SOLVERBENCH_FIXTURES to a folder that holds it")
+    return lzma.decompress((DATA / f"{name}.xz").read_bytes())
+
+
+def fixture_file(name: str, folder: Path) -> Path:
+    """A stored fixture as a file."""
+    path = folder / Path(name).name
+    path.write_bytes(fixture_bytes(name))
+    return path
+
+
+def goldens(name: str) -> dict[str, Any]:
+    """The outputs that go with a fixture."""
+    with np.load(io.BytesIO(fixture_bytes(f"{name}.npz"))) as arrays:
+        return {
+            k: arrays[k] if arrays[k].dtype.kind == "U" else torch.from_numpy(np.array(arrays[k]))
+            for k in arrays
+        }
