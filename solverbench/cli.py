@@ -171,7 +171,8 @@ def show_cells(specs: list[Any], root: Path, as_json: bool) -> None:
         click.echo(json.dumps([spec.model_dump(mode="json") for spec in specs], indent=1))
         return
     for job in parts + cells:
-        click.echo(f"{job.title:<28} {job.cost:>12,.0f} network rows")
+        click.echo(f"{job.title:<28} cost {job.cost:>12,.0f}")
+    click.echo("cost: network rows of fit and samples; a row with gradients counts as 3.5")
     click.echo(f"{len(specs) - len(cells)} of {len(specs)} cells are finished in {root}")
 
 

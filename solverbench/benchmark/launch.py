@@ -72,6 +72,8 @@ def cost_of(spec: RunSpec) -> float:
 def title_of(spec: RunSpec) -> str:
     """A cell in a few words."""
     schedule = f" [{spec.schedule.name}]" if spec.schedule else ""
+    options = ", ".join(f"{key}={value}" for key, value in spec.solver.options.items())
+    schedule = (f" ({options})" if options else "") + schedule
     seed = f", seed {spec.seed}" if spec.seed else ""
     return f"{spec.solver.name}{schedule} @ {spec.nfe}{seed}"
 

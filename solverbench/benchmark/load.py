@@ -9,8 +9,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.errors import SolverBenchError
+from solverbench.schedule import GRIDS
 from solverbench.solvers.base import LearnableSolver, Setting, Solver
 from solverbench.solvers.schedules import ScheduleOptimiser
+from solverbench.stored_schedules import STORED_SIGMAS
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -53,6 +55,12 @@ def load_solver(name: str, backbone: Backbone, nfe: int, **options: Any) -> Solv
     """
     kind = registry.solvers.get(name)
     check_options("solver", name, kind, options, skip=2)
+    grid = options.get("schedule")
+    if grid in registry.schedules.names() and grid not in STORED_SIGMAS:
+        raise SolverBenchError(
+            f"'{grid}' is a schedule optimiser; write it beside the solver in a recipe, "
+            f"{{name: {name}, schedule: {grid}}}"
+        )
     try:
         setting = Setting(backbone.schedule, nfe, backbone.output)
         made: Solver = kind(setting, **options)
@@ -74,6 +82,11 @@ def load_schedule(name: str, **options: Any) -> ScheduleOptimiser:
     Raises:
         SolverBenchError: for an unknown name or option, or a bad value.
     """
+    if name in (*GRIDS, *STORED_SIGMAS) and name not in registry.schedules.names():
+        raise SolverBenchError(
+            f"'{name}' is a time grid, no schedule optimiser; write it among the solver's options, "
+            f"options: {{schedule: {name}}}"
+        )
     kind = registry.schedules.get(name)
     check_options("schedule", name, kind, options, skip=1)
     try:

@@ -134,9 +134,13 @@ def check_fit(
     try:
         state = torch.zeros(1, *backbone.state_shape, device=backbone.device)
         distance(state, state)
-        solver.rule(fit_task(spec, backbone, distance, _unused, torch.Generator()))
+        rule: object = solver.rule(fit_task(spec, backbone, distance, _unused, torch.Generator()))
     except (ValueError, TypeError) as error:
         raise SolverBenchError(f"fit of {solver.title}: {error}") from error
+    if not isinstance(rule, TrainingRule):
+        raise SolverBenchError(
+            f"rule() of {solver.title} gave {type(rule).__name__}; it must give a TrainingRule"
+        )
 
 
 def _unused(tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
@@ -214,6 +218,11 @@ class Fit:
         return self._finished()
 
     def _finished(self) -> Tableau:
+        if 2 * self.ema.num_updates < self.iteration:
+            raise FitDivergedError(
+                f"fit diverged: {self.ema.num_updates} of {self.iteration} steps had a usable "
+                "gradient; lower fit.lr"
+            )
         if not self.last <= WORSE * self.first:
             raise FitDivergedError(
                 f"fit diverged: the distance on the validation set went from {self.first:.3g} "
@@ -231,6 +240,8 @@ class Fit:
         """One iteration."""
         start = time.perf_counter()
         losses = self.rule.step(self._batch(), self._scale())
+        if "loss" not in losses:
+            raise SolverBenchError(f"the training rule of {self.solver.title} reports no 'loss'")
         loss = float(losses["loss"])
         if math.isfinite(loss):
             self.ema.update()

@@ -38,17 +38,18 @@ def test_the_tables_of_the_readme_stand_on_the_page() -> None:
 
 
 def test_every_cell_of_the_default_recipe_went_well(records: list[Result]) -> None:
-    assert len(records) == 19
+    assert len(records) == 7 * 2 + 1
     assert {r.status for r in records} == {"ok"}
     assert {r.spec.evaluation.num_images for r in records} == {2000}
 
 
-def test_gs_is_clearly_ahead_at_four_evaluations_and_the_gap_closes(records: list[Result]) -> None:
+def test_gs_is_clearly_ahead_of_what_is_not_trained_at_four_evaluations(
+    records: list[Result],
+) -> None:
     """The margins that the default run must show: 0.7 in FD and 0.1 in FD to the teacher."""
-    free = ("ddim", "dpmpp-3m", "unipc-3", "ipndm-3")
-    best = {n: min(value(records, s, n, "fd") for s in free) for n in (4, 6, 10)}
+    free = ("dpmpp-3m", "unipc-3", "ipndm-3")
+    best = {n: min(value(records, s, n, "fd") for s in free) for n in (4, 6)}
     nearest = min(value(records, s, 4, "fd-teacher") for s in free)
     assert value(records, "gs", 4, "fd") <= 0.7 * best[4]
     assert value(records, "gs", 4, "fd-teacher") <= 0.1 * nearest
-    assert best[4] > best[6] > best[10]
-    assert best[10] - value(records, "unipc-3", 20, "fd") < best[4] - value(records, "gs", 4, "fd")
+    assert best[4] > best[6]

@@ -13,6 +13,7 @@ from torch import Tensor
 from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark.conformance.checks import Check, Probes, content, demand, run_probes
+from solverbench.benchmark.conformance.fitting import trains
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.errors import SolverBenchError
 from solverbench.schedule import float64
@@ -138,6 +139,9 @@ def _solver_probes(subject: _Subject) -> Probes:
     }
     if isinstance(solver, LearnableSolver):
         probes["gradients reach every parameter that is used"] = lambda: _learns(subject)
+        probes["its training rule steps and continues from a checkpoint"] = lambda: trains(
+            subject.name, subject.nfe
+        )
     return probes
 
 
