@@ -220,8 +220,8 @@ class Fit:
     def _finished(self) -> Tableau:
         if 2 * self.ema.num_updates < self.iteration:
             raise FitDivergedError(
-                f"fit diverged: {self.ema.num_updates} of {self.iteration} steps had a usable "
-                "gradient; lower fit.lr"
+                f"fit diverged: only {self.ema.num_updates} of {self.iteration} steps were usable; "
+                "lower fit.lr"
             )
         if not self.last <= WORSE * self.first:
             raise FitDivergedError(
@@ -239,11 +239,14 @@ class Fit:
     def advance(self) -> None:
         """One iteration."""
         start = time.perf_counter()
+        before = {key: p.detach().clone() for key, p in self.ema.parameters.items()}
         losses = self.rule.step(self._batch(), self._scale())
         if "loss" not in losses:
             raise SolverBenchError(f"the training rule of {self.solver.title} reports no 'loss'")
-        loss = float(losses["loss"])
-        if math.isfinite(loss):
+        if math.isfinite(float(losses["loss"])) and not self._usable():
+            self.ema.put(before)  # one step too far: no time below 0, no coefficient without value
+            losses = losses | {"loss": torch.tensor(math.nan)}
+        if math.isfinite(float(losses["loss"])):
             self.ema.update()
             self.skipped = 0
         else:
@@ -253,9 +256,16 @@ class Fit:
         self.log.append({"iteration": self.iteration} | {k: float(v) for k, v in losses.items()})
         if self.skipped >= MAX_SKIPPED:
             raise FitDivergedError(
-                f"fit diverged: no usable gradient in {MAX_SKIPPED} steps before iteration "
+                f"fit diverged: no usable step in {MAX_SKIPPED} of them before iteration "
                 f"{self.iteration}; lower fit.lr"
             )
+
+    @torch.no_grad()
+    def _usable(self) -> bool:
+        """Whether the solver still has a table that can be sampled with."""
+        tableau = self.solver.tableau()
+        finite = bool(tableau.A.isfinite().all() and tableau.tau.isfinite().all())
+        return finite and float(tableau.tau.min()) > 0
 
     @property
     def _ends_round(self) -> bool:

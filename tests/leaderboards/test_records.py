@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
 import solverbench
 from solverbench.benchmark.results import Result
+from solverbench.benchmark.spec import Value
 from solverbench.benchmark.store import read_records
 from solverbench.leaderboards.render import render
 
@@ -53,3 +55,57 @@ def test_gs_is_clearly_ahead_of_what_is_not_trained_at_four_evaluations(
     assert value(records, "gs", 4, "fd") <= 0.7 * best[4]
     assert value(records, "gs", 4, "fd-teacher") <= 0.1 * nearest
     assert best[4] > best[6]
+
+
+@pytest.fixture(scope="module")
+def digits() -> list[Result]:
+    return read_records(ROOM / "records" / "full-digits")
+
+
+def rows(
+    records: list[Result], solver: str, nfe: int, metric: str, **options: Value
+) -> list[float]:
+    """Values over training seeds at the recipe's own budget."""
+    found = [r for r in records if (r.spec.solver.name, r.spec.nfe) == (solver, nfe)]
+    found = [r for r in found if r.spec.solver.options.items() >= options.items()]
+    if not options:
+        found = [r for r in found if not r.spec.solver.options or solver not in ("gs", "gas")]
+    return [r.metrics[metric] for r in found if r.spec.fit and r.spec.fit.iterations == 600]
+
+
+def test_every_method_ran_on_digits_with_three_seeds(digits: list[Result]) -> None:
+    assert {r.status for r in digits} == {"ok"}
+    learned = {r.spec.solver.name for r in digits if r.spec.fit}
+    assert learned >= {"ld3-unipc", "ld3-dpmpp", "ld3-ipndm", "s4s", "s4s-pc", "s4s-alt"}
+    assert learned >= {"gs", "gas", "gs-no-theory", "s4s-lms-gas", "s4s-pc-gas", "free-tableau"}
+    assert {r.spec.schedule.name for r in digits if r.spec.schedule} == {"gits", "dmn"}
+    assert {r.spec.seed for r in digits if r.spec.fit} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("solver", ["ld3-unipc", "ld3-dpmpp", "s4s", "gs", "free-tableau"])
+def test_learned_solvers_are_ahead_at_four_evaluations_beyond_their_spread(
+    digits: list[Result], solver: str
+) -> None:
+    """Of all solvers that are not trained, each on its reference grid."""
+    free = [
+        r.metrics["fd"]
+        for r in digits
+        if r.spec.nfe == 4 and not r.spec.fit and not r.spec.schedule
+        if r.spec.solver.options.get("schedule", "logsnr") == "logsnr"
+    ]
+    assert len(free) >= 8
+    values = rows(digits, solver, 4, "fd")
+    assert len(values) == 3
+    assert max(values) < min(free)
+    assert fmean(values) + stdev(values) < min(free)
+
+
+@pytest.mark.parametrize("metric", ["fd-teacher", "rmse-teacher"])
+def test_gs_is_nearer_to_the_teacher_than_ld3_and_s4s_with_equal_pairs_and_iterations(
+    digits: list[Result], metric: str
+) -> None:
+    """At NFE 3 and 4; the page says what happens at 5."""
+    for nfe in (3, 4):
+        gs = fmean(rows(digits, "gs", nfe, metric))
+        for other in ("ld3-unipc", "ld3-dpmpp", "ld3-ipndm", "s4s", "s4s-pc", "s4s-alt"):
+            assert gs < fmean(rows(digits, other, nfe, metric))
