@@ -27,9 +27,11 @@ def value(records: list[Result], solver: str, nfe: int, metric: str) -> float:
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in (ROOM / "pages").glob("*.md")))
-def test_a_page_is_the_rendering_of_its_records(page: str) -> None:
-    records = read_records(ROOM / "records" / page)
-    assert (ROOM / "pages" / f"{page}.md").read_text() == render(records, "md")
+def test_a_page_is_the_rendering_of_its_records_and_then_its_remarks(page: str) -> None:
+    text = render(read_records(ROOM / "records" / page), "md")
+    remarks = ROOM / "remarks" / f"{page}.md"
+    text += f"\n{remarks.read_text()}" if remarks.exists() else ""
+    assert (ROOM / "pages" / f"{page}.md").read_text() == text
 
 
 def test_the_tables_of_the_readme_stand_on_the_page() -> None:
