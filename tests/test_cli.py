@@ -62,7 +62,7 @@ def test_json_is_one_document_on_standard_output(folder: Path) -> None:
 def test_csv_is_in_long_form(folder: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run("table", folder, "--format", "csv").stdout)))
     assert {"solver", "backbone", "nfe", "fd"} <= set(rows[0])
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert all(float(row["fd"]) >= 0 for row in rows)
 
 
