@@ -13,13 +13,16 @@ from solverbench.solvers import Setting, Solver, integrate
 from solverbench.solvers.adams import Adams2, Adams3, lagrange, quadrature
 from solverbench.solvers.ddim import DDIM
 from solverbench.solvers.dpmpp import DPMpp2M, DPMpp3M, DPMpp3MExact, phis
-from solverbench.solvers.gs import GS
+from solverbench.solvers.gs import GS, StickTimes
 from solverbench.solvers.heun import DPMSolver2, Heun
 from solverbench.solvers.ipndm import IPNDM1, IPNDM2, IPNDM4
 from solverbench.solvers.unipc import UniPC2, UniPC3
 from tests.problems import bound, gap, line, vectors
 
-TRAINING_FREE = [name for name, kind in registry.solvers.items() if not issubclass(kind, GS)]
+ONE_GRID = [  # GS and its kin start time-uniform, which is another grid in another frame
+    name for name, kind in registry.solvers.items() if not issubclass(kind, StickTimes)
+]
+CONSISTENT = [name for name, kind in registry.solvers.items() if kind.consistent]
 NO_LOF = {"lower_order_final": False}
 ORDERS: list[tuple[type[Solver], dict[str, Any], float, float]] = [
     (DDIM, {}, 1.00, 0.15),
@@ -121,7 +124,7 @@ def test_series_and_quotients_of_phi_meet_at_the_seam() -> None:
 
 
 @pytest.mark.parametrize("output", ["x0", "eps", "v"])
-@pytest.mark.parametrize("name", TRAINING_FREE)
+@pytest.mark.parametrize("name", ONE_GRID)
 def test_ve_and_vp_frames_are_one_method(name: str, output: str) -> None:
     """On equal lambda grids x / alpha is the same; 1e-10: alpha_T amplifies rounding by 150."""
     kind, nfe = registry.solvers.get(name), 6 if name == "dpm-solver-2" else 7
@@ -152,7 +155,7 @@ class Constant:
 
 
 @pytest.mark.parametrize("output", ["x0", "eps", "v"])
-@pytest.mark.parametrize("name", registry.solvers.names())
+@pytest.mark.parametrize("name", CONSISTENT)
 def test_constant_denoiser_is_solved_exactly(name: str, output: Output) -> None:
     """1e-10: alpha_T = 0.0066 amplifies rounding where data is formed from noise."""
     problem, nfe = Constant(output), 4 if name == "dpm-solver-2" else 5
@@ -162,3 +165,7 @@ def test_constant_denoiser_is_solved_exactly(name: str, output: Output) -> None:
     ratio = schedule.sigma(1e-3) / schedule.sigma(1.0)
     wanted = ratio * x + (schedule.alpha(1e-3) - ratio * schedule.alpha(1.0)) * problem.x0
     assert gap(integrate(solver, problem, x), wanted) < 1e-10
+
+
+def test_only_the_baseline_that_says_so_is_inconsistent() -> None:
+    assert set(registry.solvers.names()) - set(CONSISTENT) == {"s4s-pc-gas"}
