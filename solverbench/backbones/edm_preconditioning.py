@@ -4,6 +4,7 @@ Source: Karras et al. (2022), table 1.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -84,7 +85,7 @@ class IDDPMKeywords(Keywords):
     M: int = Field(1000, ge=2, le=100_000)
 
 
-class Precond(nn.Module):
+class Precond(nn.Module, ABC):
     """Denoiser D(x, sigma) = c_skip x + c_out F(c_in x, c_noise, labels), in float32.
 
     Args:
@@ -120,9 +121,9 @@ class Precond(nn.Module):
             else DhariwalUNet(DhariwalKeywords(**network, **sizes))
         )
 
+    @abstractmethod
     def scalings(self, sigma: Tensor) -> Scalings:
         """Factors at noise levels sigma (B or 1, 1, 1, 1)."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """What follows from loaded buffers."""

@@ -71,11 +71,11 @@ def cost_of(spec: RunSpec) -> float:
 
 def title_of(spec: RunSpec) -> str:
     """A cell in a few words."""
+    listed = ", ".join(f"{key}={value}" for key, value in spec.solver.options.items())
+    options = f" ({listed})" if listed else ""
     schedule = f" [{spec.schedule.name}]" if spec.schedule else ""
-    options = ", ".join(f"{key}={value}" for key, value in spec.solver.options.items())
-    schedule = (f" ({options})" if options else "") + schedule
     seed = f", seed {spec.seed}" if spec.seed else ""
-    return f"{spec.solver.name}{schedule} @ {spec.nfe}{seed}"
+    return f"{spec.solver.name}{options}{schedule} @ {spec.nfe}{seed}"
 
 
 def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:

@@ -207,11 +207,12 @@ class Fit:
                 if self._ends_round:
                     self._end_round()
                 self.network_rows = before + count.rows
-                self.peak_bytes = max(highest, peak.bytes)
                 progress(self.iteration, self.spec.iterations)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.peak_bytes = max(highest, peak.bytes)
                     self.save(checkpoint)
                     saved = time.monotonic()
+        self.peak_bytes = max(highest, peak.bytes)
         self.save(checkpoint)
         rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in self.log]
         write_text(folder / "fit.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

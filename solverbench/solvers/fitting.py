@@ -140,7 +140,18 @@ class Distillation(TrainingRule):
     def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
         """One Adam step on one batch."""
         sample = self.task.sample(self.solver.tableau(), batch.noise, batch.condition)
-        loss = self.task.distance(sample, batch.target).mean()
+        return self.descend(self.task.distance(sample, batch.target).mean(), scale)
+
+    def descend(self, loss: Tensor, scale: float) -> dict[str, Tensor]:
+        """Clip the gradient of a loss () and step; nothing changes where it is not finite.
+
+        Args:
+            loss: what to lower, with its graph.
+            scale: factor on the learning rate.
+
+        Returns:
+            ``loss``, NaN where there was no step, and ``grad_norm`` before clipping, () each.
+        """
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.task.clip)

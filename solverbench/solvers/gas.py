@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solverbench import tensorfile
 from solverbench.discriminator import (
@@ -331,14 +331,6 @@ class Adversarial(Distillation):
         fake = self.discriminator(sample)
         adversarial = generator_loss(real, fake, self.game.loss)
         loss = (self.game.weight * adversarial + distance).mean()
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.task.clip)
-        usable = bool(torch.isfinite(norm))
-        if usable:
-            self.optimiser.param_groups[0]["lr"] = scale * self.task.lr
-            self.optimiser.step()
         named = {"distance": distance, "gen_loss_adv": adversarial, "gen_fake_gen": fake - real}
         logs |= {key: value.detach().mean() for key, value in named.items()}
-        total = loss.detach() if usable else torch.full_like(loss.detach(), torch.nan)
-        return {"loss": total, "grad_norm": norm.detach()} | logs
+        return self.descend(loss, scale) | logs
