@@ -1,6 +1,7 @@
 """Images as PNG files."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from solverbench.files import write_bytes
 from solverbench.images import quantise_edm
 
-LABEL_WIDTH = 190  # pixels beside a labelled row
+LABEL_WIDTH = 190  # pixels beside a labelled row, at least
+FONT_SIZE = 13
 
 
 def tile(images: Tensor, columns: int, scale: int, gap: int = 2) -> Image.Image:
@@ -44,12 +46,15 @@ def labelled(rows: Sequence[tuple[str, Tensor]], scale: int) -> Image.Image:
         scale: pixels a pixel.
     """
     tiles = [tile(images, len(images), scale) for _, images in rows]
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    longest = max(pen.textlength(label, font_size=FONT_SIZE) for label, _ in rows)
+    beside = max(LABEL_WIDTH, math.ceil(longest) + 12)
     height = sum(t.height for t in tiles) + 6 * (len(tiles) - 1)
-    canvas = Image.new("RGB", (LABEL_WIDTH + tiles[0].width, height), "white")
+    canvas = Image.new("RGB", (beside + tiles[0].width, height), "white")
     draw, top = ImageDraw.Draw(canvas), 0
     for (label, _), picture in zip(rows, tiles, strict=True):
-        draw.text((4, top + picture.height // 2 - 6), label, fill="black", font_size=13)
-        canvas.paste(picture, (LABEL_WIDTH, top))
+        draw.text((4, top + picture.height // 2 - 6), label, fill="black", font_size=FONT_SIZE)
+        canvas.paste(picture, (beside, top))
         top += picture.height + 6
     return canvas
 
