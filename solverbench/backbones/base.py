@@ -18,7 +18,7 @@ class Condition:
     """What the network is conditioned on, a row a sample.
 
     Attributes:
-        labels: class labels, (B,), int64.
+        labels: classes, or places of prompts among ``Backbone.prompt_lines``, (B,), int64.
     """
 
     labels: Tensor
@@ -64,6 +64,7 @@ class Backbone(ABC):
         network: the module whose forward passes are counted, parameters frozen.
         weights_sha256: identity of the weights.
         quantisation: 8-bit rule of its images, ``edm`` (rounds) or ``adm`` (floors).
+        prompt_lines: prompts by their labels; empty where conditions are no text.
         device: where it lives.
     """
 
@@ -77,6 +78,7 @@ class Backbone(ABC):
     network: nn.Module
     weights_sha256: str = ""
     quantisation: Literal["edm", "adm"] = "edm"
+    prompt_lines: Sequence[str] = ()
     device: torch.device = torch.device("cpu")
     _count: Count | None = None
 
