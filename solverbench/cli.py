@@ -3,65 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from click.exceptions import NoArgsIsHelpError
 
-from solverbench.errors import SolverBenchError, unknown_name
+from solverbench.cli_import import import_
+from solverbench.cli_parts import BACKBONE, FETCH, QUIET, Group, numbers, options_of, words
+from solverbench.cli_weights import weights
+from solverbench.errors import unknown_name
 
-MAX_RANGE = 100_000  # numbers that one word may stand for
 KINDS = ("solvers", "backbones", "metrics", "distances", "extractors", "schedules", "recipes")
-BACKBONE = click.option("--backbone", default="cifar16", show_default=True, help="Plugin.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress.")
-
-
-class Group(click.Group):
-    """Prints our own errors in one line and exits with code 2; all else keeps its traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except SolverBenchError as error:
-            _fail(ctx, str(error))
-        except NoArgsIsHelpError:
-            raise
-        except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else "solverbench"
-            _fail(ctx, f"{error.format_message()} See: {path} --help")
-
-
-def _fail(ctx: click.Context, message: str) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    ctx.exit(2)
-
-
-def numbers(least: int, most: int) -> Callable[..., tuple[int, ...]]:
-    """A callback for lists such as ``4,6,8`` or ``0-63``, possibly repeated."""
-
-    def parse(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[int, ...]:
-        found: list[int] = []
-        for word in words(ctx, parameter, (value,) if isinstance(value, str) else value):
-            low, dash, high = word.partition("-")
-            ends = [int(end) for end in (low, high if dash else low) if end.isdecimal()]
-            if len(ends) < 2 or not least <= ends[0] <= ends[1] <= most:
-                raise click.BadParameter(
-                    f"{word!r} is no whole number from {least} to {most}; write 4,6,8 or 0-63"
-                )
-            found += range(ends[0], min(ends[1], ends[0] + MAX_RANGE) + 1)
-        return tuple(dict.fromkeys(found))
-
-    return parse
-
-
-def words(
-    ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
-) -> tuple[str, ...]:
-    """A callback for lists of names, comma-separated or repeated."""
-    return tuple(word.strip() for part in value for word in part.split(",") if word.strip())
 
 
 def _width() -> int | None:
@@ -69,23 +21,14 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() else 140
 
 
-def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``key=value`` words as a mapping; values are YAML."""
-    from solverbench.baselines.recipe import parse_yaml
-
-    found = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise SolverBenchError(f"option '{pair}': write key=value, for example variant=bh2")
-        found[key] = parse_yaml(value, f"option '{pair}'")
-    return found
-
-
 @click.group(cls=Group)
 @click.version_option(package_name="solverbench")
 def main() -> None:
     """Train, measure and rank few-step diffusion solvers."""
+
+
+main.add_command(weights)
+main.add_command(import_)
 
 
 @main.command("list")
@@ -104,7 +47,8 @@ def list_(kind: str | None, as_json: bool) -> None:
     for name, rows in found.items():
         click.echo(f"{name}:")
         for row in rows:
-            click.echo(f"  {row['name']:<24} {row['about']}")
+            lacking = f" [missing: {row['missing']}]" if row.get("missing") else ""
+            click.echo(f"  {row['name']:<24} {row['about']}{lacking}")
 
 
 @main.command()
@@ -118,9 +62,10 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.option("--num-images", type=click.IntRange(2), help="Samples to measure with.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of records [runs/RECIPE].")
 @click.option("--set", "overrides", multiple=True, help="Any key of the recipe: a.b=c.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes; the number of cores by default.")
-@click.option("--dry-run", is_flag=True, help="List the cells and stop.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes [a core each; 1 on a GPU].")
+@click.option("--dry-run", is_flag=True, help="Say what it does, lacks and takes; stop.")
 @click.option("--json", "as_json", is_flag=True, help="Records as one JSON document.")
+@FETCH
 @QUIET
 def run(
     recipe: str | None,
@@ -128,6 +73,7 @@ def run(
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
+    fetch: bool,
     quiet: bool,
     **choice: Any,
 ) -> None:
@@ -136,23 +82,42 @@ def run(
     RECIPE is a name (solverbench list recipes) or a YAML file; cifar16 by default. Finished cells
     are not run again.
     """
-    from solverbench.commands import Choice, chosen_recipe, run_recipe, show, specs_of
+    from solverbench.commands import Choice, chosen_recipe, jobs_of, run_recipe, show
+    from solverbench.inventory import files_of_run
     from solverbench.progress import Bars
 
     chosen = chosen_recipe(recipe, Choice(**choice))
     root = out or Path("runs") / chosen.name
+    jobs = jobs or jobs_of(chosen, cores())
     if dry_run:
-        show_cells(specs_of(chosen), root, as_json)
+        show_plan(chosen, root, jobs, as_json)
         return
+    get_files(files_of_run(chosen), fetch, quiet)
     try:
         with Bars(quiet) as bars:
-            results = run_recipe(chosen, root, jobs or cores(), bars)
+            results = run_recipe(chosen, root, jobs, bars)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command continues where it was", err=True)
         sys.exit(130)
     show(results, root, as_json, _width())
     if any(result.status == "failed" for result in results):
         sys.exit(1)
+
+
+def get_files(names: tuple[str, ...], fetch: bool, quiet: bool) -> None:
+    """Fetch published files that are missing, where the user wants that.
+
+    Raises:
+        MissingWeightsError: names all that are not here otherwise.
+    """
+    from solverbench.cli_weights import fetch_all
+    from solverbench.weights import item_of, present, require
+
+    if fetch:
+        missing = [name for name in names if not present(name)]
+        by_hand = {name: item_of(name).manual is not None for name in missing}
+        fetch_all(sorted(missing, key=lambda name: by_hand[name]), quiet)
+    require(*names)
 
 
 def cores() -> int:
@@ -162,18 +127,20 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def show_cells(specs: list[Any], root: Path, as_json: bool) -> None:
-    """Print what a run would do."""
-    from solverbench.benchmark.launch import plan
+def show_plan(recipe: Any, root: Path, jobs: int, as_json: bool) -> None:
+    """Print what a run would do and take.
 
-    parts, cells = plan(specs, root)
-    if as_json:
-        click.echo(json.dumps([spec.model_dump(mode="json") for spec in specs], indent=1))
-        return
-    for job in parts + cells:
-        click.echo(f"{job.title:<28} cost {job.cost:>12,.0f}")
-    click.echo("cost: network rows of fit and samples; a row with gradients counts as 3.5")
-    click.echo(f"{len(specs) - len(cells)} of {len(specs)} cells are finished in {root}")
+    Raises:
+        SolverBenchError: after that, what the run would end with at once: exit code 3 where
+            published files are missing.
+    """
+    from solverbench.commands import dry_run, specs_of
+
+    lines, fault = dry_run(recipe, root, jobs)
+    specs = [spec.model_dump(mode="json") for spec in specs_of(recipe)] if as_json else []
+    click.echo(json.dumps(specs, indent=1) if as_json else "\n".join(lines))
+    if fault is not None:
+        raise fault
 
 
 @main.command()
@@ -190,21 +157,24 @@ def show_cells(specs: list[Any], root: Path, as_json: bool) -> None:
 @click.option("--option", "pairs", multiple=True, help="Of the solver: key=value.")
 @click.option("--backbone-option", "others", multiple=True, help="Of the backbone: key=value.")
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
+@FETCH
 def sample(
     source: str,
     backbone: str,
     nfe: int | None,
     seeds: tuple[int, ...],
-    pairs: tuple[str, ...],
-    others: tuple[str, ...],
     out: Path,
+    fetch: bool,
+    **options: tuple[str, ...],
 ) -> None:
     """Write a grid of samples; SOURCE is a solver's name or a tableau file."""
     from solverbench.benchmark.spec import Named
     from solverbench.commands import sample_to
+    from solverbench.inventory import files_of
 
-    named = Named(name=backbone, options=options_of(others))
-    tableau = sample_to(out, source, named, nfe, options_of(pairs), seeds)
+    named = Named(name=backbone, options=options_of(options["others"]))
+    get_files(files_of(named), fetch, quiet=False)
+    tableau = sample_to(out, source, named, nfe, options_of(options["pairs"]), seeds)
     click.echo(f"{len(seeds)} samples of {tableau.meta['title']}, {tableau.nfe} NFE, in {out}")
 
 
@@ -247,15 +217,23 @@ def check(name: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def show(file: Path, as_json: bool) -> None:
-    """Show a tableau: where it comes from, its times and coefficients."""
-    from solverbench.inventory import tableau_facts, tableau_tables
+    """Show what a file is: the times and coefficients of a tableau, or facts about weights.
 
-    if as_json:
-        click.echo(json.dumps(tableau_facts(file), indent=1))
-        return
+    FILE is a tableau, a published pickle or checkpoint, a safetensors file, or a folder of
+    diffusers. No network is built and nothing in the file is run.
+    """
     from rich.console import Console
 
-    Console(width=_width()).print(tableau_tables(file))
+    from solverbench.inspecting import form_of, weights_facts
+    from solverbench.inventory import facts_table, tableau_facts, tableau_tables
+
+    weights_file = file.exists() and not form_of(file).startswith("solverbench-tableau")
+    if as_json:
+        facts = weights_facts(file) if weights_file else tableau_facts(file)
+        click.echo(json.dumps(facts, indent=1))
+        return
+    shown = facts_table(weights_facts(file)) if weights_file else tableau_tables(file)
+    Console(width=_width()).print(shown)
 
 
 @main.command()

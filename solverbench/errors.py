@@ -8,6 +8,21 @@ class SolverBenchError(Exception):
     """What a user can cause and mend: an unknown name, a bad recipe, a torn or foreign file."""
 
 
+class MissingWeightsError(SolverBenchError):
+    """Published files that are not on this machine; the command line exits with code 3.
+
+    Args:
+        names: of the files, as ``solverbench weights list`` shows them.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        listed = " ".join(self.names)
+        super().__init__(
+            f"missing: {', '.join(self.names)}. Get it with: solverbench weights fetch {listed}"
+        )
+
+
 def unknown_name(kind: str, name: str, allowed: Iterable[str], where: str) -> SolverBenchError:
     """The error for a name that nothing carries, with the nearest one that exists.
 

@@ -42,4 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 def sha256_of(path: Path | None) -> str:
     """The checksum of a file, hexadecimal; empty where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.exists() else ""
+    if not path or not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

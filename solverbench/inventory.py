@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
-from solverbench import registry
-from solverbench.baselines.recipe import load_recipe, recipe_names
+from solverbench import registry, weights
+from solverbench.baselines.recipe import Recipe, load_recipe, recipe_names
 from solverbench.benchmark.conformance import (
     Check,
     check_backbone,
@@ -22,6 +23,8 @@ from solverbench.benchmark.conformance import (
     check_solver,
 )
 from solverbench.benchmark.load import load_backbone, load_solver
+from solverbench.benchmark.lpips import trunk_path
+from solverbench.benchmark.spec import Named
 from solverbench.errors import SolverBenchError, unknown_name
 from solverbench.schedule import GRIDS
 from solverbench.solvers.tableau import Tableau, sample
@@ -47,7 +50,37 @@ def inventory(kind: str) -> list[dict[str, str]]:
         lines |= {name: source for name, (_, _, source) in STORED_SIGMAS.items()}
         named = [{"name": n, "about": a, "package": "solverbench"} for n, a in lines.items()]
         return named + _plugins_of(registry.schedules)
-    return _plugins_of(REGISTRIES[kind])
+    rows = _plugins_of(REGISTRIES[kind])
+    if kind == "backbones":
+        for row in rows:
+            row["missing"] = " ".join(_missing(row["name"]))
+    return rows
+
+
+def files_of(backbone: Named) -> tuple[str, ...]:
+    """Published files that a backbone is read from; none where the user names one."""
+    kind = registry.backbones.get(backbone.name)
+    return () if backbone.options.get("weights") else tuple(getattr(kind, "needs", ()))
+
+
+def files_of_run(recipe: Recipe) -> tuple[str, ...]:
+    """Published files that a recipe needs: of the backbone, its measurement, losses and solvers."""
+    kind = registry.backbones.get(recipe.backbone.name)
+    found = [*files_of(recipe.backbone), *getattr(kind, "measured_by", ())]
+    fits = [recipe.fit, *(entry.fit for entry in recipe.solvers)]
+    if any(fit is not None and fit.distance.startswith("lpips") for fit in fits):
+        try:
+            trunk_path()
+        except SolverBenchError:
+            found.append("vgg16")
+    options = [value for entry in recipe.solvers for value in entry.options.values()]
+    found += [v for v in options if isinstance(v, str) and v in weights.catalogue()]
+    return tuple(dict.fromkeys(found))
+
+
+def _missing(name: str) -> list[str]:
+    """Files that a backbone lacks."""
+    return [file for file in _needs(name) if not weights.present(file)]
 
 
 def _plugins_of(plugins: registry.Registry[Any]) -> list[dict[str, str]]:
@@ -124,6 +157,16 @@ def tableau_tables(path: Path) -> Group:
     return Group(facts, rows)
 
 
+def facts_table(facts: dict[str, Any]) -> Table:
+    """Facts for the terminal, one a row."""
+    rows = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        listed = isinstance(value, dict)
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if listed else str(value)
+        rows.add_row(key, f"{value:,}" if isinstance(value, int) else Text(text))
+    return rows
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of a diagnosis."""
@@ -143,18 +186,38 @@ def diagnose() -> list[Finding]:
         Finding("cpu", True, f"{os.cpu_count()} cores, {_memory() / 2**30:.0f} GiB"),
         Finding("cuda", cuda, device),
     ]
-    found += [_backbone(name) for name in registry.backbones.names()]
+    found += [_backbone(name) for name in registry.backbones.names() if not _needs(name)]
+    found.append(_published())
     found += [_plugins(kind) for kind in REGISTRIES]
     extras = {
         "sklearn": "train (digits)",
         "pytest_benchmark": "bench",
         "scipy": "schedules (dmn)",
-        "lpips": "lpips (distance lpips), with VGG16 in torch.hub's checkpoints",
+        "lpips": "lpips (distance lpips), with file vgg16 (solverbench weights)",
     }
     for module, what in extras.items():
         here = importlib.util.find_spec(module) is not None
         found.append(Finding(f"extra {module}", here, f"for {what}"))
     return found
+
+
+def _needs(name: str) -> tuple[str, ...]:
+    """Published files of a backbone; none for one that cannot be imported."""
+    try:
+        return files_of(Named(name=name))
+    except SolverBenchError:
+        return ()
+
+
+def _published() -> Finding:
+    """Which backbones of published files are here; none is loaded, for they are large."""
+    lacking = {n: gone for n in registry.backbones.names() if (gone := _missing(n))}
+    named = ", ".join(n for n in registry.backbones.names() if _needs(n) and n not in lacking)
+    if not lacking:
+        return Finding("published files", True, f"here for {named or 'no backbone'}")
+    files = " ".join(dict.fromkeys(file for gone in lacking.values() for file in gone))
+    said = f"{', '.join(lacking)} lack files; solverbench weights fetch {files}"
+    return Finding("published files", False, f"here for {named}; {said}" if named else said)
 
 
 def _backbone(name: str) -> Finding:
@@ -170,7 +233,8 @@ def _backbone(name: str) -> Finding:
                 sample(backbone, tableau, noise, condition)
             seconds.append(time.perf_counter() - start)
     except SolverBenchError as error:
-        return Finding(name, False, str(error))
+        any_file = str(error).startswith(f"{name} needs weights=")
+        return Finding(name, any_file, str(error))
     return Finding(name, True, f"{64 * 4 / min(seconds):,.0f} evaluations a second")
 
 

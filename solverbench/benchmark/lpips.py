@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from solverbench import weights
 from solverbench.benchmark.distances import Decoder, Distance
-from solverbench.errors import SolverBenchError
+from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.images import Extractor
 
 SIZE = 224  # pixels a side
@@ -133,19 +134,22 @@ def _place(name: str) -> tuple[int, bool]:
 
 
 def trunk_path() -> Path:
-    """Where the trunk's weights are: ``SOLVERBENCH_VGG16``, or the checkpoints of torch.hub.
+    """Where the trunk's weights are.
+
+    ``SOLVERBENCH_VGG16``, else the folder of ``solverbench weights``, else torch.hub's checkpoints.
 
     Raises:
-        SolverBenchError: if there is no such file; nothing is downloaded.
+        SolverBenchError: if the variable names no file.
+        MissingWeightsError: if there is none; nothing is downloaded.
     """
     named = os.environ.get(TRUNK_VARIABLE)
-    path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / TRUNK
-    if not path.is_file():
-        raise SolverBenchError(
-            f"distance 'lpips' needs the weights of VGG16, and {path} is not there; copy "
-            f"{TRUNK_URL} (528 MB) to that place, or name the file in {TRUNK_VARIABLE}"
-        )
-    return path
+    if named and not Path(named).is_file():
+        raise SolverBenchError(f"{TRUNK_VARIABLE} names {named}, and {named} is not there")
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / TRUNK
+    for path in [Path(named)] if named else [weights.path("vgg16"), kept]:
+        if path.is_file():
+            return path
+    raise MissingWeightsError(["vgg16"])
 
 
 def load_heads() -> list[Tensor]:
