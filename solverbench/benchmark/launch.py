@@ -93,7 +93,7 @@ def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
     parts: dict[tuple[object, ...], Job] = {}
     for spec in open_specs:
         teacher = (spec.backbone.model_dump_json(), spec.teacher.model_dump_json())
-        if spec.fit is not None:
+        if spec.fit is not None and spec.fit.pairs is None:
             seeds = fit_seeds(spec)
             size = spec.teacher.nfe * sum(len(s) for s in seeds)
             parts.setdefault(

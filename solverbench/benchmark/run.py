@@ -12,6 +12,7 @@ from torch import Tensor
 from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark.features import features_of, reference_of
+from solverbench.benchmark.importing.pairs import check_set, lesson_pairs, set_sha256
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.meter import stopwatch
 from solverbench.benchmark.metrics.base import Metric
@@ -32,6 +33,7 @@ from solverbench.benchmark.training import Fit, Lesson, check_fit
 from solverbench.errors import SolverBenchError
 from solverbench.files import sha256_of, write_bytes
 from solverbench.images import Extractor, Features, Reference
+from solverbench.published_discriminator import sha256_here
 from solverbench.solvers.base import LearnableSolver, Solver
 from solverbench.solvers.fitting import TrainingRule
 from solverbench.solvers.tableau import Tableau, check_match
@@ -84,6 +86,13 @@ class Run:
         judge = result.conventions.get("discriminator_sha256")
         if judge is not None and judge != sha256_of(backbone.discriminator):
             return False
+        named = str(self.spec.solver.options.get("discriminator", ""))
+        judge = result.conventions.get("discriminator_file_sha256")
+        if judge is not None and sha256_here(named) not in (judge, ""):
+            return False
+        pairs = set_sha256(self.spec.fit.pairs if self.spec.fit else None)
+        if pairs and pairs != result.conventions.get("pairs_sha256"):
+            return False
         if not self.tableau_path.exists():
             return True  # a record that was copied alone
         stored = Tableau.load(self.tableau_path)
@@ -117,6 +126,7 @@ class Run:
             assert isinstance(solver, LearnableSolver)
             distance = registry.distances.get(self.spec.fit.distance)(backbone, extractor)
             check_fit(self.spec.fit, backbone, solver, distance)
+            check_set(self.spec.fit, backbone)
         check_times(self.spec, backbone)
         noise = backbone.noise([evaluation.first_seed])
         check_match(backbone, self._teacher_tableau(backbone), noise)
@@ -251,6 +261,9 @@ class Run:
         fit = self.spec.fit
         assert fit is not None
         distance = registry.distances.get(fit.distance)(backbone, extractor_of(backbone))
+        if fit.pairs is not None:
+            made = lesson_pairs(fit, backbone, self._teacher_tableau(backbone))
+            return Lesson(fit, self.spec.seed, backbone, distance, *made)
         train, validation = (
             self._teacher(backbone, seeds, "teacher") for seeds in fit_seeds(self.spec)
         )
@@ -259,12 +272,17 @@ class Run:
     def _training(self, solver: LearnableSolver, rule: TrainingRule) -> dict[str, Any]:
         """What a reader of the table's file must know: budget, seed, backbone, numbers learned."""
         assert self.spec.fit is not None
-        return {
-            "fit": self.spec.fit.model_dump(mode="json"),
-            "seed": self.spec.seed,
-            "backbone": self.spec.backbone.model_dump(mode="json"),
-            "parameters": {key: p.tolist() for key, p in solver.named_parameters()},
-        } | rule.facts()
+        pairs = set_sha256(self.spec.fit.pairs)
+        return (
+            {
+                "fit": self.spec.fit.model_dump(mode="json"),
+                "seed": self.spec.seed,
+                "backbone": self.spec.backbone.model_dump(mode="json"),
+                "parameters": {key: p.tolist() for key, p in solver.named_parameters()},
+            }
+            | rule.facts()
+            | ({"pairs_sha256": pairs} if pairs else {})
+        )
 
     def _metrics(
         self, backbone: Backbone, samples: Samples

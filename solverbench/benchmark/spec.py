@@ -12,6 +12,8 @@ from pydantic import (
     JsonValue,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -55,6 +57,8 @@ class FitSpec(Model):
         select: which weights a fit ends with: the ``last`` or those with the ``best`` validation;
             None leaves it to the method.
         memory: ``store`` keeps the activations of every call, ``recompute`` of one at a time.
+        pairs: folder of an imported teacher set: training takes its first rows, validation its
+            last; None makes the pairs from their seeds. It counts in the hash only where named.
 
     Source: gs-gas recipe of arXiv 2510.17699, appendix D; EMA warm-up as in the authors' code.
     """
@@ -72,6 +76,12 @@ class FitSpec(Model):
     clip: PositiveFloat = 1.0
     select: Literal["last", "best"] | None = None
     memory: Literal["store", "recompute"] = "store"
+    pairs: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Value]:
+        data: dict[str, Value] = handler(self)
+        return {key: value for key, value in data.items() if (key, value) != ("pairs", None)}
 
     @model_validator(mode="after")
     def _check(self) -> "FitSpec":
