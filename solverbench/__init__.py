@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from solverbench.benchmark.load import load_backbone, load_solver
+    from solverbench.benchmark.load import load_backbone, load_discriminator, load_solver
     from solverbench.benchmark.results import Result
     from solverbench.benchmark.run import run
     from solverbench.benchmark.spec import EvaluationSpec, FitSpec, Named, RunSpec, TeacherSpec
@@ -24,6 +24,7 @@ _HOMES = {
     "Tableau": "solverbench.solvers.tableau",
     "TeacherSpec": "solverbench.benchmark.spec",
     "load_backbone": "solverbench.benchmark.load",
+    "load_discriminator": "solverbench.benchmark.load",
     "load_solver": "solverbench.benchmark.load",
     "run": "solverbench.benchmark.run",
     "sample": "solverbench.solvers.tableau",
@@ -39,6 +40,7 @@ __all__ = [
     "Tableau",
     "TeacherSpec",
     "load_backbone",
+    "load_discriminator",
     "load_solver",
     "run",
     "sample",

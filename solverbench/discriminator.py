@@ -1,21 +1,30 @@
 """The R3GAN discriminator, its losses and one step of its training; a leaf."""
 
-import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from solverbench import tensorfile
+from solverbench.discriminator_layers import (
+    Activation,
+    Block,
+    Convolution,
+    Downsample,
+    Head,
+    Stage,
+    Weight,
+)
 from solverbench.errors import SolverBenchError
 
 FORMAT = "solverbench-discriminator-1"
-SLOPE = 0.2  # of the leaky rectifier
-EXPANSION = 2  # inner width of a block over its outer one
 LOSSES = ("relativistic", "traditional")
+PRECISIONS = ("float32", "stored")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class Sizes(NamedTuple):
@@ -38,116 +47,8 @@ PRESETS = {
     "r3gan-32": Sizes((768,) * 4, (96,) * 4, (2,) * 4),
     "r3gan-64": Sizes((384, 768, 768, 768, 768), (48, 96, 96, 96, 96), (2,) * 5),
 }
-
-
-class _Weight(nn.Module):
-    """A weight without bias, drawn from N(0, gain^2 / fan_in)."""
-
-    def __init__(self, *shape: int, gain: float = 1.0) -> None:
-        super().__init__()
-        self.weight, self.gain = nn.Parameter(torch.zeros(shape)), gain
-
-    def draw(self, rng: torch.Generator) -> None:
-        """Initial values; a gain of 0 draws nothing."""
-        std = self.gain / math.sqrt(math.prod(self.weight.shape[1:]))
-        drawn = torch.randn(self.weight.shape, generator=rng) if std else torch.zeros(())
-        self.weight.data.copy_(std * drawn)
-
-
-class _Convolution(nn.Module):
-    """A convolution that keeps the size."""
-
-    def __init__(
-        self, inputs: int, outputs: int, size: int = 1, groups: int = 1, gain: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.Layer = _Weight(outputs, inputs // groups, size, size, gain=gain)
-        self.padding, self.groups = size // 2, groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(x, self.Layer.weight, padding=self.padding, groups=self.groups)
-
-
-class _Activation(nn.Module):
-    """Bias and leaky rectifier, without gain."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.Bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.leaky_relu(x + self.Bias[:, None, None], SLOPE)
-
-
-class _Block(nn.Module):
-    """Residual block; starts as the identity, because its last convolution starts at zero."""
-
-    def __init__(self, width: int, groups: int, num_blocks: int) -> None:
-        super().__init__()
-        inner, gain = EXPANSION * width, math.sqrt(2 / (1 + SLOPE**2)) * num_blocks**-0.25
-        self.LinearLayer1 = _Convolution(width, inner, gain=gain)
-        self.NonLinearity1 = _Activation(inner)
-        self.LinearLayer2 = _Convolution(inner, inner, size=3, groups=groups, gain=gain)
-        self.NonLinearity2 = _Activation(inner)
-        self.LinearLayer3 = _Convolution(inner, width, gain=0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.NonLinearity1(self.LinearLayer1(x))
-        y = self.NonLinearity2(self.LinearLayer2(y))
-        return x + self.LinearLayer3(y)  # type: ignore[no-any-return]
-
-
-class _Blur(nn.Module):
-    """Depthwise binomial blur that halves the size."""
-
-    Kernel: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        row = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        self.register_buffer("Kernel", torch.outer(row, row) / 64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self.Kernel.to(x).expand(x.shape[1], 1, 4, 4)
-        return functional.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
-
-
-class _Downsample(nn.Module):
-    """Between two stages: blur, then a change of width where there is one."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.Resampler = _Blur()
-        self.LinearLayer = _Convolution(inputs, outputs) if inputs != outputs else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.LinearLayer(self.Resampler(x))  # type: ignore[no-any-return]
-
-
-class _Head(nn.Module):
-    """After the last stage: a 4 x 4 map to one number a channel, then to the outputs."""
-
-    def __init__(self, width: int, num_outputs: int) -> None:
-        super().__init__()
-        self.Basis = _Weight(width, 1, 4, 4)
-        self.LinearLayer = _Weight(num_outputs, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.conv2d(x, self.Basis.weight, groups=x.shape[1]).flatten(1)
-        return functional.linear(x, self.LinearLayer.weight)
-
-
-class _Stage(nn.Module):
-    """Residual blocks and a transition."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.Layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.Layers:
-            x = layer(x)
-        return x
+LATENT = {"latent-3": 3, "latent-4": 4}  # channels; all else as r3gan-64
+PRESETS |= dict.fromkeys(LATENT, PRESETS["r3gan-64"])
 
 
 class R3GANDiscriminator(nn.Module):
@@ -163,8 +64,14 @@ class R3GANDiscriminator(nn.Module):
         num_outputs: width of the last linear map; the score is the sum over it. Published
             conditional networks have several, and their labels are left out of account.
 
+    Attributes:
+        dtypes: in which each stage computes, the convolution from the image as the first; None
+            for the type of the weights.
+
     Source: R3GAN (arXiv 2501.05441), appendix; gs-gas.md section 8.2.
     """
+
+    dtypes: tuple[torch.dtype, ...] | None = None
 
     def __init__(
         self,
@@ -179,13 +86,13 @@ class R3GANDiscriminator(nn.Module):
             raise ValueError("widths, cardinalities and blocks need one number a stage each")
         self.sizes = Sizes(tuple(widths), tuple(cardinalities), tuple(blocks))
         self.num_channels, self.resolution = num_channels, 4 * 2 ** (len(widths) - 1)
-        self.ExtractionLayer = _Convolution(num_channels, widths[0])
-        ends = [_Downsample(*pair) for pair in pairwise(widths)]
+        self.ExtractionLayer = Convolution(num_channels, widths[0])
+        ends = [Downsample(*pair) for pair in pairwise(widths)]
         stages = zip(widths, cardinalities, blocks, strict=True)
         self.MainLayers = nn.ModuleList(
-            _Stage(*(_Block(width, groups, sum(blocks)) for _ in range(num)), end)
+            Stage(*(Block(width, groups, sum(blocks)) for _ in range(num)), end)
             for (width, groups, num), end in zip(
-                stages, [*ends, _Head(widths[-1], num_outputs)], strict=True
+                stages, [*ends, Head(widths[-1], num_outputs)], strict=True
             )
         )
 
@@ -195,18 +102,40 @@ class R3GANDiscriminator(nn.Module):
         Each block starts as the identity, so that the network starts linear.
         """
         for module in self.modules():
-            if isinstance(module, _Weight):
+            if isinstance(module, Weight):
                 module.draw(rng)
-            if isinstance(module, _Activation):
+            if isinstance(module, Activation):
                 module.Bias.data.zero_()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores (B,) of images or latents x (B, C, H, W)."""
-        x = self.ExtractionLayer(x)
-        for stage in self.MainLayers:
-            x = stage(x)
-        return x.sum(1)
+        """Scores (B,) of images or latents x (B, C, H, W); float32 where stages have types."""
+        if self.dtypes is None:
+            x = self.ExtractionLayer(x)
+            for stage in self.MainLayers:
+                x = stage(x)
+            return x.sum(1)
+        x = _in_dtype(self.ExtractionLayer, x, self.dtypes[0])
+        for stage, dtype in zip(self.MainLayers, self.dtypes, strict=True):
+            x = _in_dtype(stage, x, dtype)
+        return x.float().sum(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Scores (B,), float32, of images or latents x (B, C, H, W) of any type.
+
+        Differentiable twice, in x and in the weights.
+        """
+        done: Tensor = self(x.to(self.ExtractionLayer.Layer.weight.dtype))
+        return done.float()
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What training changes."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+def _in_dtype(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    tensors = {key: value.to(dtype) for key, value in module.named_parameters()}
+    return cast(Tensor, functional_call(module, tensors, (x.to(dtype),)))
 
 
 def preset(name: str, num_channels: int, rng: torch.Generator) -> R3GANDiscriminator:
@@ -218,15 +147,20 @@ def preset(name: str, num_channels: int, rng: torch.Generator) -> R3GANDiscrimin
         rng: on the CPU.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or channels that the preset does not take.
     """
     if name not in PRESETS:
         raise ValueError(f"discriminator is {name!r}; allowed: {', '.join(PRESETS)}")
+    if LATENT.get(name, num_channels) != num_channels:
+        raise ValueError(f"{name} is for {LATENT[name]} channels; got {num_channels}")
     return R3GANDiscriminator(*PRESETS[name], num_channels=num_channels).init(rng)
 
 
 def of_state(state: dict[str, Tensor]) -> R3GANDiscriminator:
     """The discriminator whose ``state_dict`` this is; sizes are read from the tensors.
+
+    Args:
+        state: by name; the tensors become its own.
 
     Raises:
         SolverBenchError: where the tensors are not those of an R3GAN discriminator.
@@ -241,34 +175,61 @@ def of_state(state: dict[str, Tensor]) -> R3GANDiscriminator:
             ends = (f"MainLayers.{s}.", ".LinearLayer3.Layer.weight")
             blocks.append(sum(k.startswith(ends[0]) and k.endswith(ends[1]) for k in state))
         last = f"MainLayers.{len(widths) - 1}.Layers.{blocks[-1]}.LinearLayer.weight"
-        made = R3GANDiscriminator(
-            tuple(widths),
-            tuple(cardinalities),
-            tuple(blocks),
-            state["ExtractionLayer.Layer.weight"].shape[1],
-            len(state[last]),
-        )
-        made.to(state[last].dtype).load_state_dict(state)
-    except (KeyError, IndexError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        sizes = Sizes(tuple(widths), tuple(cardinalities), tuple(blocks))
+        channels = state["ExtractionLayer.Layer.weight"].shape[1]
+        with torch.device("meta"):  # no memory yet: a hostile file asks for any sizes
+            made = R3GANDiscriminator(*sizes, channels, len(state[last]))
+        made.load_state_dict(state, assign=True)
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise SolverBenchError("the tensors are not those of an R3GAN discriminator") from error
     return made
 
 
-def save(path: Path, discriminator: R3GANDiscriminator, facts: dict[str, Any]) -> None:
-    """Write the weights in half precision, with sizes and ``facts`` (JSON values)."""
-    tensors = {key: value.half() for key, value in discriminator.state_dict().items()}
+def save(
+    path: Path,
+    discriminator: R3GANDiscriminator,
+    facts: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write the weights, half precision by default, with sizes and ``facts`` (JSON values)."""
+    tensors = {key: value.to(dtype) for key, value in discriminator.state_dict().items()}
     sizes = discriminator.sizes._asdict() | {"num_channels": discriminator.num_channels}
-    tensorfile.write(path, FORMAT, tensors, facts | {"sizes": sizes})
+    dtypes = [str(stage).removeprefix("torch.") for stage in discriminator.dtypes or ()]
+    tensorfile.write(path, FORMAT, tensors, facts | {"sizes": sizes, "stage_dtypes": dtypes})
 
 
-def load(path: Path) -> R3GANDiscriminator:
-    """Read what ``save`` wrote, in float32.
+def load(path: Path, precision: str = "float32") -> R3GANDiscriminator:
+    """Read what ``save`` wrote, weights in float32.
+
+    Args:
+        path: the file.
+        precision: ``float32``, or ``stored`` for stages that compute in the types of the file.
 
     Raises:
         SolverBenchError: for a missing, torn or foreign file.
+        ValueError: for another precision.
     """
-    tensors, _ = tensorfile.read(path, FORMAT)
-    return of_state({key: value.float() for key, value in tensors.items()})
+    check_precision(precision)
+    tensors, facts = tensorfile.read(path, FORMAT)
+    for key in tensors:
+        tensors[key] = tensors[key].float()  # one by one, for no two copies of all
+    made = of_state(tensors)
+    names = facts.get("stage_dtypes") or ()
+    if precision == "stored" and names:
+        if not DTYPES.keys() >= set(names) or len(names) != len(made.MainLayers):
+            raise SolverBenchError(f"{path}: the stages of the discriminator have no types")
+        made.dtypes = tuple(DTYPES[name] for name in names)
+    return made
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what is no precision.
+
+    Raises:
+        ValueError: names those there are.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, loss: str = "relativistic") -> Tensor:

@@ -1,16 +1,37 @@
-"""Checked safetensors: a format name, JSON facts and a checksum in the header of every file."""
+"""Checked safetensors: a format name, JSON facts and a checksum in the header of every file.
+
+Files are read a tensor at a time, each into memory of its own, so that opening one takes its size.
+"""
 
 import hashlib
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_bytes
+from solverbench.sources import Source, open_source, refuse
+from solverbench.torchfile import Storage, Stored
+
+HEADER = 1 << 26  # bytes of a header at most
+TYPES = {
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 
 
 def write(path: Path, form: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -40,11 +61,9 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise SolverBenchError(f"{path} is missing: a {form} file belongs there")
     try:
-        data = path.read_bytes()  # once: opened twice, a file just replaced would be half old
-        tensors = load(data)
-        size = int.from_bytes(data[:8], "little")
-        head = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    except (OSError, SafetensorError) as error:
+        with path.open("rb") as file:
+            tensors, head = _all(Source(file))
+    except (OSError, SolverBenchError) as error:
         raise SolverBenchError(f"{path} cannot be read as {form}: {error}") from error
     found = head.get("format")
     if (
@@ -55,9 +74,70 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise SolverBenchError(f"{path} is no {form} file of solverbench")
     if found != form:
         raise SolverBenchError(f"{path} has layout {found}; this solverbench reads {form}")
-    if head.get("sha256") != _digest(tensors, head["facts"]):
+    if head["sha256"] != _digest(tensors, head["facts"]):
         raise SolverBenchError(f"{path} is damaged: its checksum does not fit; make it again")
-    return tensors, json.loads(head["facts"])
+    return tensors, cast(dict[str, Any], json.loads(head["facts"]))
+
+
+def read_plain(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read any safetensors file, another project's too.
+
+    Returns:
+        Tensors, and the texts in the header.
+
+    Raises:
+        SolverBenchError: for a missing or torn file, or what is none; one line that names it.
+    """
+    with open_source(path) as source:
+        return _all(source)
+
+
+def inspect(source: Source) -> tuple[dict[str, Stored], dict[str, str]]:
+    """What a safetensors file holds, its numbers left in the file.
+
+    Args:
+        source: the file.
+
+    Returns:
+        Tensors in the order of their numbers, and the texts in the header.
+
+    Raises:
+        SolverBenchError: where the header is none, or the numbers are not all of what follows it.
+    """
+    size = int.from_bytes(source.at(0, 8), "little") if source.size >= 8 else HEADER + 1
+    if size > HEADER:
+        refuse("it is no safetensors file, or it is cut")
+    try:
+        parts = json.loads(source.at(8, size))
+        head = {str(k): str(v) for k, v in parts.pop("__metadata__", {}).items()}
+        places = sorted((*map(int, part["data_offsets"]), key) for key, part in parts.items())
+        edges = [0, *(end for _, end, _ in places)]
+        stored = {key: _stored(source, 8 + size + start, parts[key]) for start, _, key in places}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        refuse(f"its header is no safetensors header ({type(error).__name__})")
+    lengths = [end - start for start, end in pairwise(edges)]
+    if [start for start, _, _ in places] != edges[:-1] or lengths != [
+        value.num_bytes for value in stored.values()
+    ]:
+        refuse("its tensors do not lie one after another")
+    if edges[-1] != source.size - 8 - size:
+        refuse("it ends too early or too late, so the file is cut or damaged")
+    return stored, head
+
+
+def _all(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Opened once: a file that is replaced meanwhile is old or new as a whole."""
+    stored, head = inspect(source)
+    return {key: value.read() for key, value in stored.items()}, head
+
+
+def _stored(source: Source, start: int, part: dict[str, Any]) -> Stored:
+    """A tensor from its entry in the header."""
+    shape, dtype = tuple(map(int, part["shape"])), TYPES[part["dtype"]]
+    if len(shape) > 64 or any(n < 0 for n in shape):
+        refuse("a tensor with impossible sizes")
+    stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return Stored(Storage(source, start, math.prod(shape), dtype), 0, shape, stride)
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
@@ -65,5 +145,5 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     for key in sorted(tensors):
         value = tensors[key]
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverbench import tensorfile
+from solverbench import load_discriminator, tensorfile
 from solverbench.discriminator import (
+    FORMAT,
     PRESETS,
     R3GANDiscriminator,
     discriminator_loss,
@@ -112,6 +113,46 @@ def test_fresh_discriminator_is_linear_and_follows_its_generator(name: str) -> N
     assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.05)
 
 
+@pytest.mark.parametrize(("name", "channels"), [("latent-3", 3), ("latent-4", 4)])
+def test_latent_discriminators_start_as_published(name: str, channels: int) -> None:
+    """Weights N(0, gain^2 / fan_in), third convolutions and biases zero, all in float32."""
+    made = load_discriminator(name, seed=3)
+    assert (made.sizes, made.resolution) == (PRESETS["r3gan-64"], 64)
+    assert made.get_parameter("ExtractionLayer.Layer.weight").shape == (384, channels, 1, 1)
+    gain = (2 / (1 + 0.2**2)) ** 0.5 * 10**-0.25  # ten residual blocks
+    for key, value in made.named_parameters():
+        assert value.dtype == torch.float32
+        scaled = value.detach() * value[0].numel() ** 0.5  # by the square root of the fan-in
+        zero = "Bias" in key or "LinearLayer3" in key
+        inner = "LinearLayer1" in key or "LinearLayer2" in key
+        wanted = 0.0 if zero else gain if inner else 1.0
+        # four standard errors of a standard deviation and of a mean of that many normal numbers
+        error = 4 * wanted / value.numel() ** 0.5
+        assert float(scaled.std()) == pytest.approx(wanted, abs=error), key
+        assert abs(float(scaled.mean())) <= error, key
+    again, other = (load_discriminator(name, seed=seed) for seed in (3, 4))
+    key = "ExtractionLayer.Layer.weight"
+    assert torch.equal(again.get_parameter(key), made.get_parameter(key))
+    assert not torch.equal(other.get_parameter(key), made.get_parameter(key))
+    with pytest.raises(ValueError, match=f"{name} is for {channels} channels"):
+        preset(name, 5, torch.Generator())
+
+
+def test_logits_are_differentiable_twice_in_every_weight() -> None:
+    made = preset("small-8", 3, torch.Generator().manual_seed(0))
+    for value in made.parameters():
+        value.data += 0.1  # third convolutions start at zero and let nothing through
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    scores = made.logits(x)
+    assert (scores.shape, scores.dtype) == ((2,), torch.float32)
+    (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    slope.square().sum().backward()  # type: ignore[no-untyped-call]
+    trained = made.trainable_parameters()
+    assert len(trained) == len(list(made.parameters()))
+    reached = [p.grad is not None and bool(p.grad.any()) for p in trained if p.ndim > 1]
+    assert all(reached)
+
+
 def test_sizes_are_read_from_the_tensors() -> None:
     made, _ = case("embedding_dropped")
     found = of_state(made.state_dict())
@@ -134,6 +175,23 @@ def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
     tensorfile.write(path, "solverbench-discriminator-1", {"a": torch.zeros(2)}, {})
     with pytest.raises(SolverBenchError, match="not those of an R3GAN discriminator"):
         load(path)
+
+
+def test_types_of_stages_go_with_a_file(tmp_path: Path) -> None:
+    made, path = preset("small-8", 1, torch.Generator().manual_seed(0)), tmp_path / "d.safetensors"
+    made.dtypes = (torch.bfloat16, torch.float32)
+    save(path, made, {}, torch.float32)
+    assert load(path).dtypes is None
+    found = load(path, "stored")
+    assert found.dtypes == made.dtypes
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(found(x), made(x))
+    assert not torch.equal(load(path)(x), made(x))
+    tensors, facts = tensorfile.read(path, FORMAT)
+    for types in (["float32"], ["load", "float32"]):
+        tensorfile.write(path, FORMAT, tensors, facts | {"stage_dtypes": types})
+        with pytest.raises(SolverBenchError, match="no types"):
+            load(path, "stored")
 
 
 def test_unknown_preset_lists_those_there_are() -> None:

@@ -26,6 +26,9 @@ class EDM(Backbone):
         channels_last: memory format of the network.
         device: where it lives.
 
+    An iDDPM network is told whole noise levels only: the gradient in time is that of the factors
+    around it, between two levels.
+
     Source: gs-gas.md sections 2.1 and 3.
     """
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,8 +117,12 @@ def inspect(source: Source, digest: str = "") -> tuple[Facts, dict[str, Stored]]
     return Facts(record.name, keywords, low, high, dtype, record.note, digest), tensors
 
 
-def filled(facts: Facts, tensors: Mapping[str, Tensor | Stored]) -> Precond:
-    """The network with its weights.
+def filled(facts: Facts, tensors: dict[str, Tensor] | dict[str, Stored]) -> Precond:
+    """The network with its weights, in float32: of a float16 file, twice the size.
+
+    Args:
+        facts: of the network.
+        tensors: by name; taken out one by one, so that no two copies of all are held at once.
 
     Raises:
         SolverBenchError: where tensors are missing, foreign or of another shape.
@@ -134,7 +137,10 @@ def filled(facts: Facts, tensors: Mapping[str, Tensor | Stored]) -> Precond:
         if keys:
             first = sorted(keys)[0][:80]
             raise SolverBenchError(f"the network {what}: {len(keys)}, the first is {first!a}")
-    read = {k: (v.read() if isinstance(v, Stored) else v).float() for k, v in tensors.items()}
+    read: dict[str, Tensor] = {}
+    for key in wanted:
+        value = tensors.pop(key)
+        read[key] = (value.read() if isinstance(value, Stored) else value).float()
     network.load_state_dict(read, assign=True)
     network.finish()
     network.sigma_min = facts.sigma_min

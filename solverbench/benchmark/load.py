@@ -2,13 +2,17 @@
 
 import inspect
 import typing
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from solverbench import registry
 from solverbench.backbones.base import Backbone
-from solverbench.errors import SolverBenchError
+from solverbench.discriminator import LATENT, R3GANDiscriminator, preset
+from solverbench.errors import SolverBenchError, unknown_name
+from solverbench.published_discriminator import file_of, load_file, published
 from solverbench.schedule import GRIDS
 from solverbench.solvers.base import LearnableSolver, Setting, Solver
 from solverbench.solvers.schedules import ScheduleOptimiser
@@ -96,6 +100,40 @@ def load_schedule(name: str, **options: Any) -> ScheduleOptimiser:
     return made
 
 
+def load_discriminator(
+    name: str, *, weights: str | Path | None = None, precision: str = "float32", seed: int = 0
+) -> R3GANDiscriminator:
+    """A discriminator: ``logits(x)`` gives scores (B,), ``trainable_parameters()`` what to train.
+
+    Args:
+        name: ``r3gan`` for the file ``weights``; a published one of ``solverbench weights list``;
+            ``latent-3`` or ``latent-4``, drawn anew for latents of 64 x 64.
+        weights: published ``.pkl`` or converted ``.safetensors`` file.
+        precision: ``float32``, or ``stored`` for stages that compute in the types of the file.
+        seed: of what is drawn anew.
+
+    Returns:
+        The discriminator, weights in float32, on the CPU.
+
+    Raises:
+        SolverBenchError: for an unknown name, a bad value, or a missing, damaged or foreign file.
+    """
+    if name == "r3gan" and weights is None:
+        raise SolverBenchError("r3gan needs weights=PATH, a .pkl or .safetensors file")
+    if name != "r3gan" and weights is not None:
+        raise SolverBenchError(f"weights are for discriminator r3gan; got them for {name}")
+    if name in LATENT:
+        return preset(name, LATENT[name], torch.Generator().manual_seed(seed))
+    path = Path(weights) if weights is not None else file_of(name)
+    if path is None:
+        known = ("r3gan", *LATENT, *published())
+        raise unknown_name("discriminator", name, known, ", ".join(known))
+    try:
+        return load_file(path, precision)
+    except ValueError as error:
+        raise SolverBenchError(f"discriminator {name}: {error}") from error
+
+
 def is_learnable(name: str) -> bool:
     """Whether a solver has parameters to train."""
     kind = registry.solvers.get(name)
@@ -108,15 +146,34 @@ def check_options(what: str, name: str, kind: Any, options: dict[str, Any], skip
     Raises:
         SolverBenchError: names the option and those that exist.
     """
-    allowed = list(inspect.signature(kind.__init__).parameters)[skip:]
+    hints = option_hints(kind, skip)
     for option in options:
-        if option not in allowed:
-            listed = ", ".join(allowed) or "none"
+        if option not in hints:
+            listed = ", ".join(hints) or "none"
             raise SolverBenchError(f"{what} {name} has no option '{option}'; it has: {listed}")
-    hints = typing.get_type_hints(kind.__init__)
     for option, value in options.items():
-        if option in hints:
-            _check_type(f"{what} {name}: option {option}", value, hints[option])
+        _check_type(f"{what} {name}: option {option}", value, hints[option])
+
+
+def option_hints(kind: Any, skip: int) -> dict[str, Any]:
+    """The keywords of a plugin's ``__init__`` with their types, in order.
+
+    Keywords gathered as ``**options: Unpack[SomeTypedDict]`` are listed one by one.
+
+    Args:
+        kind: the plugin.
+        skip: leading parameters that are no options, ``self`` among them.
+    """
+    typed = typing.get_type_hints(kind.__init__)
+    found: dict[str, Any] = {}
+    for parameter in list(inspect.signature(kind.__init__).parameters.values())[skip:]:
+        hint = typed.get(parameter.name, Any)
+        gathered = typing.get_args(hint) if parameter.kind is parameter.VAR_KEYWORD else ()
+        if gathered:
+            found |= typing.get_type_hints(gathered[0])
+        else:
+            found[parameter.name] = hint
+    return found
 
 
 def _check_type(where: str, value: Any, hint: Any) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +12,19 @@ from torch import Tensor
 from solverbench import tensorfile
 from solverbench.discriminator import (
     FORMAT,
+    LATENT,
     LOSSES,
     PRESETS,
     R3GANDiscriminator,
+    check_precision,
     discriminator_step,
     generator_loss,
-    load,
     of_state,
     preset,
 )
 from solverbench.errors import SolverBenchError
 from solverbench.files import sha256_of
+from solverbench.published_discriminator import ENDINGS, file_of, load_file, published
 from solverbench.solvers.base import LearnableSolver, Setting, choice
 from solverbench.solvers.fitting import (
     Batch,
@@ -36,9 +39,14 @@ from solverbench.solvers.gs import GS
 
 PREFIX = "discriminator."  # of its entries in a checkpoint
 FITTING = {8: "small-8", 16: "small-16", 32: "r3gan-32", 64: "r3gan-64"}  # by pixels a side
+OWN = ("auto", *PRESETS)  # drawn anew
 FOREKNOWLEDGE = (
     "pretrained discriminator: it has seen more samples of the teacher and of other solvers, "
     "which the fit cost does not count"
+)
+OUTSIDE = (
+    "published discriminator: it has been trained on images of its data set, which the fit cost "
+    "does not count"
 )
 
 
@@ -57,10 +65,13 @@ class Game:
     disc_warmup_lr: float
     disc_batch: int | None
     joint_lr: float | None
+    disc_precision: str
 
     def __post_init__(self) -> None:
         choice("loss", self.loss, LOSSES)
-        choice("discriminator", self.discriminator, ("auto", *PRESETS))
+        check_precision(self.disc_precision)
+        if not self.has_file:
+            choice("discriminator", self.discriminator, (*OWN, *published(), "a path"))
         names = ("weight", "gamma", "disc_lr", "disc_warmup_lr", "joint_lr")
         check_rates({name: getattr(self, name) or 0.0 for name in names})
         if self.disc_batch is not None and self.disc_batch < 1:
@@ -71,11 +82,19 @@ class Game:
                 "warm_start and disc_warmup are shares of the budget, at least 0 each and below 1 "
                 f"together; got {shares[0]} and {shares[1]}"
             )
+        if self.disc_precision == "stored" and not self.has_file:
+            raise ValueError("disc_precision stored is for a discriminator of a file")
         if self.pretrained and self.discriminator != "auto":
             raise ValueError(
                 f"discriminator is {self.discriminator!r} and pretrained true: the backbone's own "
                 "has sizes of its own; leave one of the two out"
             )
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the discriminator is a published or converted file, by path or by name."""
+        name = self.discriminator
+        return name not in OWN and (name.endswith(ENDINGS) or name in published())
 
 
 class GAS(GS):
@@ -111,6 +130,7 @@ class GAS(GS):
         disc_warmup_lr: float | None = None,
         disc_batch: int | None = None,
         joint_lr: float | None = None,
+        disc_precision: str = "float32",
     ) -> None:
         """Bind to a setting.
 
@@ -124,7 +144,8 @@ class GAS(GS):
             gamma: weight of the discriminator's gradient penalties.
             disc_lr: the discriminator's learning rate, constant.
             loss: ``relativistic`` or ``traditional``.
-            discriminator: sizes of one drawn anew, a preset or ``auto`` (by the state's size).
+            discriminator: sizes of one drawn anew, a preset or ``auto`` (by the state's size); or
+                a published one, by its name or as a path to its .pkl or converted .safetensors.
             pretrained: start from the backbone's own discriminator instead.
             warm_start: share of the budget that begins it, with plain distillation.
             disc_warmup: share after that in which the discriminator learns alone.
@@ -133,6 +154,8 @@ class GAS(GS):
                 in the paper.
             joint_lr: the solver's learning rate once both play, falling along a cosine of its own;
                 the warm start then has one too. By default the fit's schedule goes on.
+            disc_precision: ``float32``, or ``stored`` for a published one whose stages compute in
+                the types of its file, as in the paper.
         """
         super().__init__(setting, schedule=schedule, t_min=t_min, rho=rho, history=history)
         warmup_lr = disc_lr if disc_warmup_lr is None else disc_warmup_lr
@@ -148,10 +171,11 @@ class GAS(GS):
             warmup_lr,
             disc_batch,
             joint_lr,
+            disc_precision,
         )
         if loss == "traditional":
             self.title = f"{self.title} (traditional loss)"
-        self.flags = (FOREKNOWLEDGE,) if pretrained else ()
+        self.flags = (FOREKNOWLEDGE,) if pretrained else (OUTSIDE,) if self.game.has_file else ()
 
     def rule(self, task: FitTask) -> TrainingRule:
         """Distillation with an adversary."""
@@ -171,7 +195,7 @@ class Adversarial(Distillation):
         task: from the harness.
 
     Raises:
-        SolverBenchError: where a pretrained discriminator is wanted and there is none, where the
+        SolverBenchError: where a discriminator of a file is wanted and there is none, where the
             chosen one does not fit the task's states, or where both would never play.
 
     Source: gs-gas.md section 8.4.
@@ -187,7 +211,8 @@ class Adversarial(Distillation):
                 f"gas would never meet its adversary: warm_start and disc_warmup take {self.alone} "
                 f"of {task.iterations} iterations; lower a share or raise fit.iterations"
             )
-        self._pretrained = self._load_pretrained() if game.pretrained else None
+        self._path = self._chosen_file()
+        self._pretrained = load_file(self._path, game.disc_precision) if self._path else None
         if task.state_shape is not None:
             self._fitting(task.state_shape)
         self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the first batch
@@ -232,13 +257,14 @@ class Adversarial(Distillation):
         return self._pretrained or preset(name, channels, self.task.rng)
 
     def facts(self) -> dict[str, Any]:
-        """Which pretrained discriminator it was, and from how many samples it was made."""
-        path = self.task.discriminator
-        if self._pretrained is None or path is None:
+        """Which file the discriminator began from; of a shipped one, what it was made of, too."""
+        if self._path is None:
             return {}
+        if not self.game.pretrained:
+            return {"discriminator_file_sha256": sha256_of(self._path)}
         return {
-            "discriminator_sha256": sha256_of(path),
-            "discriminator_made": tensorfile.read(path, FORMAT)[1].get("recipe", {}),
+            "discriminator_sha256": sha256_of(self._path),
+            "discriminator_made": tensorfile.read(self._path, FORMAT)[1].get("recipe", {}),
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -277,7 +303,7 @@ class Adversarial(Distillation):
                     f"gas has no discriminator for states of {height} x {width}; allowed: {sizes}"
                 )
             side = 4 * 2 ** (len(PRESETS[name].widths) - 1)
-            takes = (channels, side, side)
+            takes = (LATENT.get(name, channels), side, side)
         if takes != shape:
             given, asked = (" x ".join(map(str, sizes)) for sizes in (takes, shape))
             raise SolverBenchError(
@@ -286,12 +312,15 @@ class Adversarial(Distillation):
             )
         return name
 
-    def _load_pretrained(self) -> R3GANDiscriminator:
-        if self.task.discriminator is None:
+    def _chosen_file(self) -> Path | None:
+        """The file that the discriminator begins from; None where it is drawn anew."""
+        if self.game.has_file:
+            return file_of(self.game.discriminator)
+        if self.game.pretrained and self.task.discriminator is None:
             raise SolverBenchError(
                 "this backbone has no pretrained discriminator; set pretrained: false"
             )
-        return load(self.task.discriminator)
+        return self.task.discriminator if self.game.pretrained else None
 
     def _seat(self, batch: Batch) -> None:
         """Make the discriminator and its optimiser where the first batch is."""
@@ -300,6 +329,7 @@ class Adversarial(Distillation):
         prefix, held = "weights.", self._stored or {}
         weights = {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}
         made = of_state(weights) if weights else self.make_discriminator(batch)
+        made.dtypes = self._pretrained.dtypes if self._pretrained else None
         self.discriminator = made.to(batch.noise)
         learned = dict(made.named_parameters())
         self.adam = torch.optim.Adam(learned.values())

@@ -2,21 +2,19 @@
 
 import io
 import lzma
-import os
 import pickle
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
 DATA = Path(__file__).parents[1] / "data" / "backbones"
-WHOLE = os.environ.get("SOLVERBENCH_FIXTURES")  # the folder with the uncut fixtures, if at hand
 HOSTILE = "malicious/hostile-source-valid-weights.pkl"
 CLASSES = {"Positional": "PositionalEmbedding", "Fourier": "FourierEmbedding"}
 STORAGES = {torch.float32: "FloatStorage", torch.float16: "HalfStorage"}
@@ -76,13 +74,13 @@ def _emit(value: Any) -> bytes:  # noqa: PLR0911 (a kind of value a line)
 
 
 def storage(values: Tensor, numel: int | None = None) -> bytes:
-    """The nested stream of a storage; ``numel`` is what it claims to hold."""
+    """The nested stream of a storage; ``numel`` is what it claims to hold, meta has no numbers."""
     claimed = values.numel() if numel is None else numel
     label = Label("torch", STORAGES[values.dtype])
     facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
     pid = b"\x80\x02" + _emit(("storage", label, "1", "cpu", claimed, None)) + b"Q."
     head = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), emit(1001), emit(facts), pid, emit(["1"])]
-    raw = values.detach().contiguous().numpy().tobytes()
+    raw = b"" if values.is_meta else values.detach().contiguous().numpy().tobytes()
     return b"".join(head) + struct.pack("<q", claimed) + raw
 
 
@@ -102,13 +100,13 @@ def persistent(name: str, state: dict[str, Any], source: str = "raise SystemExit
     return Call(label, (meta | {"state": state},))
 
 
-def parts(module: nn.Module) -> dict[str, Any]:
-    """What torch keeps in a module."""
+def parts(module: nn.Module, inner: Callable[[nn.Module], Any]) -> dict[str, Any]:
+    """What torch keeps in a module; ``inner`` says how the modules in it are stored."""
     return {
         "_parameters": {k: None if p is None else tensor(p) for k, p in module._parameters.items()},
         "_buffers": {k: tensor(b) for k, b in module._buffers.items() if b is not None},
         "_non_persistent_buffers_set": set(),
-        "_modules": {k: stored(m) for k, m in module._modules.items() if m is not None},
+        "_modules": {k: inner(m) for k, m in module._modules.items() if m is not None},
         "training": False,
     }
 
@@ -116,28 +114,37 @@ def parts(module: nn.Module) -> dict[str, Any]:
 def stored(module: nn.Module) -> Call | Made:
     """A module in the layout of EDM's files."""
     if isinstance(module, nn.ModuleDict):
-        return Made(Label("torch.nn.modules.container", "ModuleDict"), parts(module))
+        return Made(Label("torch.nn.modules.container", "ModuleDict"), parts(module, stored))
     name = type(module).__name__
-    return persistent(CLASSES.get(name, name), parts(module))
+    return persistent(CLASSES.get(name, name), parts(module, stored))
 
 
 def edm_tree(network: Any, keywords: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The content of an EDM file."""
     made = {"_init_args": (), "_init_kwargs": keywords, "sigma_min": 0, "sigma_max": float("inf")}
-    return {"ema": persistent(type(network).__name__, parts(network) | made | changes)}
+    return {"ema": persistent(type(network).__name__, parts(network, stored) | made | changes)}
+
+
+def r3gan_tree(discriminator: nn.Module) -> dict[str, Any]:
+    """The content of an R3GAN file, class names of the present code."""
+    whole = {"_parameters": {}, "_buffers": {}, "_modules": {"Model": r3gan_part(discriminator)}}
+    return {"D": Made(Label("training.networks", "Discriminator"), whole)}
+
+
+def r3gan_part(module: nn.Module) -> Made:
+    """A module of it; of stages the type, too."""
+    name = {"Stage": "DiscriminatorStage"}.get(type(module).__name__, "ResidualBlock")
+    typed = {"DataType": Label("torch", "bfloat16")} if name == "DiscriminatorStage" else {}
+    return Made(Label("R3GAN.Networks", name), parts(module, r3gan_part) | typed)
 
 
 @cache
 def fixture_bytes(name: str) -> bytes:
     """A stored fixture, unpacked."""
-    if WHOLE and (Path(WHOLE) / name).is_file():
-        return (Path(WHOLE) / name).read_bytes()
     if name == "baseline-tiny-uncond-vp.pkl":
         name = HOSTILE  # the same network
     if (DATA / name).is_file():
         return (DATA / name).read_bytes()
-    if not (DATA / f"{name}.xz").is_file():
-        pytest.skip(f"{name} is large: set SOLVERBENCH_FIXTURES to a folder that holds it")
     return lzma.decompress((DATA / f"{name}.xz").read_bytes())
 
 

@@ -6,7 +6,10 @@ from solverbench.benchmark.conformance import check_backbone, check_metric
 FRAMES = ["ve", "vp-linear", "vp-discrete-ldm", "vp-discrete-sd"]
 
 
-FROM_FILES = {"edm"}  # need weights; tried with small ones in tests/backbones
+PUBLISHED = {
+    n for n in registry.backbones.names() if getattr(registry.backbones.get(n), "needs", ())
+}
+FROM_FILES = {"edm", "ldm", "sd"} | PUBLISHED  # tried with small files in tests/backbones
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.backbones.names()) - FROM_FILES))

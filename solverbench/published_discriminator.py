@@ -1,23 +1,23 @@
-"""R3GAN discriminators from published pickles, read without running them.
+"""R3GAN discriminators from published pickles, read without running them; a leaf.
 
 Source: gs-gas.md section 8.2; R3GAN (arXiv 2501.05441).
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
-from solverbench.discriminator import R3GANDiscriminator, of_state
-from solverbench.errors import SolverBenchError
-from solverbench.sources import open_source, refuse
+from solverbench import weights
+from solverbench.discriminator import DTYPES, R3GANDiscriminator, check_precision, load, of_state
+from solverbench.errors import MissingWeightsError, SolverBenchError
+from solverbench.files import sha256_of
+from solverbench.sources import Source, open_source, refuse
 from solverbench.torchfile import NUMPY, Stored, module_tensors, read_pickle
 from solverbench.unpickle import Meaning, Name, Names, Record
 
 PREFIX = "Model."
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+ENDINGS = (".pkl", ".safetensors")
 PARTS = {
     "Networks": (
         *("Generator", "Discriminator", "GeneratorStage", "DiscriminatorStage", "ResidualBlock"),
@@ -32,36 +32,12 @@ PARTS = {
 }
 
 
-class StagedDiscriminator(R3GANDiscriminator):
-    """A discriminator whose stages compute in types of their own; weights stay float32.
+def load_file(path: Path, precision: str = "float32") -> R3GANDiscriminator:
+    """A discriminator from a published pickle or from safetensors, told apart by the end.
 
     Args:
-        made: sizes and weights.
-        dtypes: of each stage; the convolution from the image computes in the first.
-    """
-
-    def __init__(self, made: R3GANDiscriminator, dtypes: tuple[torch.dtype, ...]) -> None:
-        num_outputs = len(list(made.parameters())[-1])
-        super().__init__(*made.sizes, made.num_channels, num_outputs)
-        self.load_state_dict(made.state_dict(), assign=True)
-        self.dtypes = dtypes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores (B,), float32, of images x (B, C, H, W)."""
-        x = _in_dtype(self.ExtractionLayer, x, self.dtypes[0])
-        for stage, dtype in zip(self.MainLayers, self.dtypes, strict=True):
-            x = _in_dtype(stage, x, dtype)
-        return x.float().sum(1)
-
-
-def load_published(
-    path: Path, precision: Literal["float32", "stored"] = "float32"
-) -> R3GANDiscriminator:
-    """The discriminator ``D`` of a published R3GAN file, without its label embedding.
-
-    Args:
-        path: the pickle.
-        precision: ``float32``, or the mixed precision that the file asks for.
+        path: the file.
+        precision: ``float32``, or the mixed precision that the file asks for (``stored``).
 
     Returns:
         The discriminator, float32 weights, ready for training.
@@ -70,37 +46,71 @@ def load_published(
         SolverBenchError: for a missing, damaged, foreign or hostile file.
         ValueError: for another precision.
     """
-    if precision not in ("float32", "stored"):
-        raise ValueError(f"precision is {precision!r}; allowed: float32, stored")
+    check_precision(precision)
+    if path.suffix == ".safetensors":
+        return load(path, precision)
+    return load_published(path, precision)
+
+
+def load_published(path: Path, precision: str = "float32") -> R3GANDiscriminator:
+    """The same from a published pickle, whatever its name ends in."""
+    check_precision(precision)
     if not path.is_file():
         raise SolverBenchError(f"{path} is missing: an R3GAN discriminator belongs there")
     with open_source(path) as source:
-        tree = read_pickle(source, NAMES)
-        if not isinstance(tree, dict) or type(tree.get("D")) is not Record:
-            refuse("it holds no network under 'D'")
-        stored, dtypes = _tensors(tree["D"]), _dtypes(tree["D"])
-        made = _checked({key: value.read().float() for key, value in stored.items()})
+        made = read(source)
+    made.dtypes = made.dtypes if precision == "stored" else None
+    return made
+
+
+def published() -> list[str]:
+    """Names of published discriminators, as ``solverbench weights list`` shows them."""
+    return [n for n, item in weights.catalogue().items() if item.kind == "discriminator"]
+
+
+def file_of(name: str) -> Path | None:
+    """The file that a path or the name of a published discriminator stands for; None otherwise.
+
+    Args:
+        name: a path ends in .pkl or .safetensors.
+
+    Raises:
+        MissingWeightsError: for a published file that is not here.
+    """
+    if name.endswith(ENDINGS):
+        return Path(name)
+    return weights.require(name)[0] if name in published() else None
+
+
+def sha256_here(name: str) -> str:
+    """The checksum of that file; empty where there is none on this machine."""
+    try:
+        return sha256_of(file_of(name))
+    except MissingWeightsError:
+        return ""
+
+
+def read(source: Source) -> R3GANDiscriminator:
+    """The discriminator ``D`` of a published pickle, without its label embedding.
+
+    Raises:
+        SolverBenchError: for a damaged, foreign or hostile file.
+    """
+    tree = read_pickle(source, NAMES)
+    if not isinstance(tree, dict) or type(tree.get("D")) is not Record:
+        refuse("it holds no network under 'D'")
+    dtypes = _dtypes(tree["D"])
+    made = of_state({key: value.read().float() for key, value in _tensors(tree["D"]).items()})
     if len(dtypes) != len(made.MainLayers):
-        raise SolverBenchError(f"{path}: the stages of the discriminator have no types")
-    return StagedDiscriminator(made, dtypes) if precision == "stored" else made
-
-
-def _in_dtype(module: torch.nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    tensors = {key: value.to(dtype) for key, value in module.named_parameters()}
-    done: Tensor = functional_call(module, tensors, (x.to(dtype),))
-    return done
+        refuse("the stages of the discriminator have no types")
+    made.dtypes = dtypes
+    return made
 
 
 def _tensors(network: Record) -> dict[str, Stored]:
     """Tensors by the names that our own discriminator has; the embedding is left out."""
     found = {k.removeprefix(PREFIX): v for k, v in module_tensors(network).items()}
     return {k: v for k, v in found.items() if not k.startswith("EmbeddingLayer.")}
-
-
-def _checked(state: dict[str, Tensor]) -> R3GANDiscriminator:
-    with torch.device("meta"):  # sizes first: a hostile file asks for any
-        of_state({key: value.to("meta") for key, value in state.items()})
-    return of_state(state)
 
 
 def _dtypes(network: Record) -> tuple[torch.dtype, ...]:
