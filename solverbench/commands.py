@@ -1,6 +1,7 @@
 """What the commands do: recipes to cells to records to tables and pictures."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -8,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from solverbench import registry, weights
 from solverbench.baselines.recipe import Recipe, cells, load_recipe, recipe_names
-from solverbench.benchmark.launch import Listener, run_all
+from solverbench.benchmark.estimate import Rates, estimate, measured_rates, price_rates, size_of
+from solverbench.benchmark.launch import Listener, cost_of, plan, run_all, title_of
 from solverbench.benchmark.load import is_learnable, load_backbone, load_solver
 from solverbench.benchmark.results import Result
 from solverbench.benchmark.run import Run
 from solverbench.benchmark.spec import Named, RunSpec
 from solverbench.benchmark.store import read_records
-from solverbench.errors import SolverBenchError
+from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.files import write_text
+from solverbench.inventory import files_of_run
 from solverbench.leaderboards.render import console, render
 from solverbench.pictures import labelled, tile, write_png
 from solverbench.solvers.base import LearnableSolver
@@ -28,6 +33,7 @@ from solverbench.solvers.tableau import Tableau, sample
 
 DEFAULT = "cifar16"
 TABLES = {"md": "table.md", "csv": "table.csv", "latex": "table.tex"}
+EXTRAS = {"lpips": "lpips", "diffusers": "sd", "transformers": "sd"}  # package: extra of ours
 PICTURE_SIDE = 96  # pixels of an image in a grid, at most
 
 
@@ -105,6 +111,7 @@ def run_recipe(recipe: Recipe, root: Path, num_workers: int, listen: Listener) -
         The records of the recipe's cells.
     """
     specs = specs_of(recipe)
+    check_packages(recipe)
     fresh = any(Run(spec, root).done() is None for spec in specs)
     results = run_all(specs, root, num_workers, listen)
     for fmt, name in TABLES.items():
@@ -114,6 +121,123 @@ def run_recipe(recipe: Recipe, root: Path, num_workers: int, listen: Listener) -
     if fresh or not picture.exists():
         draw(results, root, recipe.grid, picture)
     return results
+
+
+def jobs_of(recipe: Recipe, cores: int) -> int:
+    """Processes by default: one a core, or a single one where the backbone is on a GPU."""
+    return cores if str(recipe.backbone.options.get("device", "cpu")) == "cpu" else 1
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Refuse a recipe that needs optional packages which are not installed.
+
+    Raises:
+        SolverBenchError: names them, and the command that installs them.
+    """
+    wanted = {*getattr(registry.backbones.get(recipe.backbone.name), "packages", ())}
+    fits = [recipe.fit, *(entry.fit for entry in recipe.solvers)]
+    if any(fit is not None and fit.distance.startswith("lpips") for fit in fits):
+        wanted.add("lpips")
+    absent = sorted(name for name in wanted if importlib.util.find_spec(name) is None)
+    if absent:
+        extras = ",".join(sorted({EXTRAS[name] for name in absent}))
+        raise SolverBenchError(
+            f"recipe {recipe.name} needs packages that are not installed: {', '.join(absent)}; "
+            f"pip install 'solverbench[{extras}]'"
+        )
+
+
+def dry_run(recipe: Recipe, root: Path, jobs: int) -> tuple[list[str], SolverBenchError | None]:
+    """What a run would do and take, and why it could not.
+
+    Args:
+        recipe: what to run.
+        root: folder of records.
+        jobs: processes.
+
+    Returns:
+        Lines for people, and the error that the run would end with at once, if any.
+    """
+    specs, lines = specs_of(recipe), described(recipe)
+    missing = tuple(name for name in files_of_run(recipe) if not weights.present(name))
+    fault: SolverBenchError | None = None
+    todo = specs
+    try:
+        if missing:
+            raise MissingWeightsError(missing)
+        check_packages(recipe)
+        parts, cells = plan(specs, root)
+        todo = [job.spec for job in cells]
+        titles = [(job.title, job.cost) for job in parts + cells]
+    except SolverBenchError as error:
+        fault, titles = error, [(title_of(spec), cost_of(spec)) for spec in specs]
+    lines += [f"{title:<28} cost {cost:>12,.0f}" for title, cost in titles]
+    lines.append("cost: network rows of fit and samples; a row with gradients counts as 3.5")
+    if fault is None:
+        lines.append(f"{len(specs) - len(todo)} of {len(specs)} cells are finished in {root}")
+    lines += [f"missing: {_shortage(name, recipe.backbone.name)}" for name in missing]
+    extractor = getattr(registry.backbones.get(recipe.backbone.name), "extractor", None)
+    if extractor is not None and extractor not in registry.extractors.names():
+        lines.append(f"missing: extractor {extractor}, no plugin has it: nothing can be measured")
+    rates = _rates(recipe.backbone, fault is None)
+    if rates is not None and todo:
+        lines += ["estimate:", *estimate(todo, rates, jobs).lines()]
+    return lines, fault
+
+
+def described(recipe: Recipe) -> list[str]:
+    """A recipe as it was understood, a line a part."""
+    evaluation, specs = recipe.evaluation, specs_of(recipe)
+    nfe = (
+        recipe.teacher.nfe if recipe.teacher_above is None else f"student + {recipe.teacher_above}"
+    )
+    budgets: dict[str, list[str]] = {}
+    for spec in specs:
+        if spec.fit is not None:
+            names = budgets.setdefault(_values(spec.fit), [])
+            names += [] if spec.solver.name in names else [spec.solver.name]
+    last = evaluation.first_seed + evaluation.num_images - 1
+    return [
+        f"{recipe.name}: {recipe.about}",
+        f"backbone    {_plugin(recipe.backbone)}",
+        f"teacher     {_plugin(recipe.teacher.solver)} @ {nfe}",
+        *(f"fit         {', '.join(names)}: {values}" for values, names in budgets.items()),
+        f"evaluation  {', '.join(evaluation.metrics)} of {evaluation.num_images} images, seeds "
+        f"{evaluation.first_seed} to {last}, batch {evaluation.batch}",
+    ]
+
+
+def _plugin(named: Named) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in named.options.items())
+    return f"{named.name} ({options})" if options else named.name
+
+
+def _values(model: BaseModel) -> str:
+    return ", ".join(f"{key} {value}" for key, value in model.model_dump().items())
+
+
+def _shortage(name: str, backbone: str) -> str:
+    """A missing file: its size where that is known, and how to get it."""
+    item = weights.catalogue()[name]
+    price = getattr(registry.backbones.get(backbone), "price", None)
+    if item.size:
+        size = size_of(item.size)
+    elif item.roughly:
+        size = f"about {size_of(item.roughly)}"
+    elif item.kind == "backbone" and price is not None:
+        size = f"at least {size_of(4 * price.parameters)}"  # in float32
+    else:
+        size = "size not stated"
+    return f"{name:<30} {size:<16} solverbench weights fetch {name}"
+
+
+def _rates(backbone: Named, usable: bool) -> Rates | None:
+    """Costs of a backbone: counted where it is published, measured where it can be loaded."""
+    measured = None
+    if usable:
+        measured = measured_rates(load_backbone(backbone.name, **backbone.options))
+    price = getattr(registry.backbones.get(backbone.name), "price", None)
+    return measured if price is None else price_rates(price, measured)
 
 
 def draw(results: Sequence[Result], root: Path, num: int, path: Path) -> None:

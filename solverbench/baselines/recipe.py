@@ -12,6 +12,7 @@ from pydantic import model_validator as check
 from solverbench.benchmark.spec import EvaluationSpec, FitSpec, Model, Named, RunSpec, TeacherSpec
 from solverbench.errors import SolverBenchError, unknown_name
 
+ABOVE = re.compile(r"student ?\+ ?([1-9]\d?)")  # NFE of a teacher above its student
 RECIPES = Path(__file__).with_name("recipes")
 
 
@@ -57,7 +58,9 @@ class Recipe(Model):
         nfe: for every solver that names none.
         seeds: of training, for learned solvers.
         fit: training budget of learned solvers.
-        teacher: the reference run; always a row of its own.
+        teacher: the reference run; always a row of its own. ``nfe: student+1`` gives every NFE a
+            teacher of its own, one call above.
+        teacher_above: calls of the teacher above the student's, where it is told so.
         evaluation: shared by all cells.
         grid: seeds shown in the image grid.
     """
@@ -70,6 +73,7 @@ class Recipe(Model):
     seeds: Seeds = Field(default=[0])
     fit: FitSpec | None = None
     teacher: TeacherSpec
+    teacher_above: PositiveInt | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     grid: PositiveInt = 8
 
@@ -82,7 +86,10 @@ class Recipe(Model):
         data = dict(data)
         base, solvers, teacher = data.get("fit"), data.get("solvers"), data.get("teacher")
         if isinstance(teacher, dict):
-            data["teacher"] = teacher | {"solver": _named(teacher.get("solver"))}
+            data["teacher"] = teacher = teacher | {"solver": _named(teacher.get("solver"))}
+            if above := ABOVE.fullmatch(str(teacher.get("nfe"))):
+                data["teacher_above"] = int(above[1])
+                data["teacher"] = teacher | {"nfe": _largest(data) + int(above[1])}
         if isinstance(base, dict) and isinstance(solvers, list):
             known = {key: value for key, value in base.items() if key in FitSpec.model_fields}
             data["solvers"] = [_with_fit(entry, known) for entry in solvers]
@@ -126,7 +133,7 @@ def load_recipe(
 
 
 def cells(recipe: Recipe, learnable: Callable[[str], bool]) -> list[RunSpec]:
-    """The cells of a recipe, each once, the teacher last.
+    """The cells of a recipe, each once, the teacher (or teachers) last.
 
     Args:
         recipe: the matrix.
@@ -136,16 +143,13 @@ def cells(recipe: Recipe, learnable: Callable[[str], bool]) -> list[RunSpec]:
         SolverBenchError: if a solver learns and the recipe has no ``fit``, or cannot be trained
             and has one of its own.
     """
-    shared: dict[str, Any] = {
-        "backbone": recipe.backbone,
-        "teacher": recipe.teacher,
-        "evaluation": recipe.evaluation,
-    }
+    shared: dict[str, Any] = {"backbone": recipe.backbone, "evaluation": recipe.evaluation}
     found = [
         RunSpec(
             solver=Named(name=e.name, options=e.options),
             schedule=e.schedule,
             nfe=n,
+            teacher=_teacher(recipe, n),
             fit=fit,
             seed=s,
             **shared,
@@ -155,9 +159,28 @@ def cells(recipe: Recipe, learnable: Callable[[str], bool]) -> list[RunSpec]:
         for n in e.nfe or recipe.nfe
         for s in seeds
     ]
-    found.append(RunSpec(solver=recipe.teacher.solver, nfe=recipe.teacher.nfe, **shared))
+    for n in sorted({spec.nfe for spec in found}):
+        teacher = _teacher(recipe, n)
+        found.append(RunSpec(solver=teacher.solver, nfe=teacher.nfe, teacher=teacher, **shared))
     last = {spec.key(): spec for spec in reversed(found)}  # of equal cells the last stays
     return list(last.values())[::-1]
+
+
+def _teacher(recipe: Recipe, nfe: int) -> TeacherSpec:
+    """The teacher of students at an NFE."""
+    above = recipe.teacher_above
+    return (
+        recipe.teacher
+        if above is None
+        else TeacherSpec(solver=recipe.teacher.solver, nfe=nfe + above)
+    )
+
+
+def _largest(data: dict[str, Any]) -> int:
+    """The largest NFE of a recipe's plain data; 0 where that is none."""
+    listed = _listed(data.get("nfe"))
+    listed = listed if isinstance(listed, list) else []
+    return max((n for n in listed if isinstance(n, int)), default=0)
 
 
 def _training(recipe: Recipe, entry: Entry, learns: bool) -> tuple[FitSpec | None, Sequence[int]]:
