@@ -14,7 +14,7 @@ from pathlib import Path
 
 from solverbench.benchmark.outcome import failed
 from solverbench.benchmark.results import Result
-from solverbench.benchmark.run import Run, fit_seeds, needs_teacher
+from solverbench.benchmark.run import Run, fit_seeds, loaded, needs_teacher
 from solverbench.benchmark.spec import RunSpec
 from solverbench.benchmark.store import check_writable, read_record, write_record
 from solverbench.errors import SolverBenchError
@@ -90,6 +90,7 @@ def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
         if cell.done() is None:
             cell.check()
             open_specs.append(spec)
+    loaded.cache_clear()
     parts: dict[tuple[object, ...], Job] = {}
     for spec in open_specs:
         teacher = (spec.backbone.model_dump_json(), spec.teacher.model_dump_json())

@@ -3,18 +3,17 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from solverbench import registry
 from solverbench.backbones.base import Backbone
-from solverbench.benchmark.features import features_of, reference_of
+from solverbench.benchmark.features import ready, reference_of, sampled_features
 from solverbench.benchmark.importing.pairs import check_set, lesson_pairs, set_sha256
 from solverbench.benchmark.load import load_backbone, load_solver
-from solverbench.benchmark.meter import stopwatch
 from solverbench.benchmark.metrics.base import Metric
 from solverbench.benchmark.outcome import conventions, failed, reason_of
 from solverbench.benchmark.provenance import provenance
@@ -27,7 +26,7 @@ from solverbench.benchmark.scheduling import (
     solver_of,
     times_of,
 )
-from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, RunSpec, digest
+from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, Named, RunSpec, digest
 from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
 from solverbench.benchmark.training import Fit, Lesson, check_fit
 from solverbench.errors import SolverBenchError
@@ -165,7 +164,7 @@ class Run:
 
     def _load(self) -> tuple[Backbone, Solver]:
         spec = self.spec
-        backbone = load_backbone(spec.backbone.name, **spec.backbone.options)
+        backbone = loaded(spec.backbone.model_dump_json())
         torch.manual_seed(spec.seed)
         solver = solver_of(spec, backbone)
         if isinstance(solver, LearnableSolver) != (spec.fit is not None):
@@ -289,8 +288,7 @@ class Run:
     ) -> tuple[dict[str, float], dict[str, MetricFacts], str, float]:
         """Values, what tables must know of them, reference hash, seconds of decoding an image."""
         extractor = extractor_of(backbone)
-        images, seconds = decoded(backbone, samples.states, self.spec.evaluation.batch)
-        generated = features_of(extractor, images, backbone.quantisation)
+        generated, seconds = self._features(backbone, extractor, samples, "generated")
         kinds: dict[str, Metric] = {
             name: registry.metrics.get(name)() for name in self.spec.evaluation.metrics
         }
@@ -319,8 +317,16 @@ class Run:
         if self.spec.is_teacher:
             return reference_of(own, about)
         teacher = self._teacher(backbone, self._evaluation_seeds(), "teacher")
-        images, _ = decoded(backbone, teacher.states, self.spec.evaluation.batch)
-        return reference_of(features_of(extractor, images, backbone.quantisation), about)
+        return reference_of(self._features(backbone, extractor, teacher, "teacher")[0], about)
+
+    def _features(
+        self, backbone: Backbone, extractor: Extractor, samples: Samples, name: str
+    ) -> tuple[Features, float]:
+        """Features, with images only where a metric reads them; seconds of decoding an image."""
+        batch, metrics = self.spec.evaluation.batch, self.spec.evaluation.metrics
+        reads = any(registry.metrics.get(metric).reads_images for metric in metrics)
+        scratch = self.work / f"{name}.images" if reads else None
+        return sampled_features(backbone, extractor, samples.states, batch, scratch)
 
 
 def run(spec: RunSpec, root: str | Path = "runs") -> Result:
@@ -374,19 +380,11 @@ def extractor_of(backbone: Backbone) -> Extractor:
     """
     if backbone.extractor is None:
         raise SolverBenchError(f"backbone {backbone.name} has no extractor; its images have no FD")
-    extractor: Extractor = registry.extractors.get(backbone.extractor)()
-    usable, why = extractor.available()
-    if not usable:
-        raise SolverBenchError(f"extractor {backbone.extractor}: {why}")
-    return extractor
+    return ready(backbone.extractor)
 
 
-@torch.no_grad()
-def decoded(backbone: Backbone, states: Tensor, batch: int) -> tuple[Tensor, float]:
-    """Images (M, C, H, W) on the host, and the median seconds of an image."""
-    images, seconds = [], list[float]()
-    for part in torch.split(states, batch):
-        with stopwatch(backbone.device, seconds):
-            images.append(backbone.decode(part.to(backbone.device)).cpu())
-    per_image = sorted(s / len(i) for s, i in zip(seconds, images, strict=True))
-    return torch.cat(images), per_image[len(per_image) // 2]
+@lru_cache(maxsize=1)  # the cells of a plan share a backbone, and a large one takes seconds
+def loaded(named: str) -> Backbone:
+    """The backbone that a ``Named`` in JSON stands for; ``cache_clear`` lets go of its memory."""
+    backbone = Named.model_validate_json(named)
+    return load_backbone(backbone.name, **backbone.options)
