@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from solverbench.cli_import import import_
+from solverbench.cli_measure import evaluate, reference
 from solverbench.cli_parts import BACKBONE, FETCH, QUIET, Group, numbers, options_of, words
 from solverbench.cli_weights import weights
 from solverbench.errors import unknown_name
@@ -27,8 +28,8 @@ def main() -> None:
     """Train, measure and rank few-step diffusion solvers."""
 
 
-main.add_command(weights)
-main.add_command(import_)
+for command in (weights, import_, evaluate, reference):
+    main.add_command(command)
 
 
 @main.command("list")

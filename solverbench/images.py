@@ -2,11 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+BLOCK = 4096  # rows summed at once
+INCEPTION_2015 = frozenset(
+    {"inception-edm", "inception-v3-compat"}
+)  # only theirs may be called FID
 Stages = Callable[[Tensor], list[Tensor]]  # images (B, C, H, W) in [-1, 1] -> activations by stage
 
 
@@ -45,12 +50,96 @@ class Moments:
     Attributes:
         mu: (D,), float64.
         sigma: (D, D), float64, unbiased.
-        num: rows they are made of.
+        num: rows they are made of; 0 where a file does not say.
+        extractor: whose features; empty where that is not known.
     """
 
     mu: Tensor
     sigma: Tensor
     num: int
+    extractor: str = ""
+
+
+@dataclass(eq=False)
+class Statistics:
+    """What moments are made of, for rows that arrive in parts or in several processes.
+
+    ``Statistics()`` is empty; ``update`` and ``merge`` fill it. Sums are float64 around a fixed
+    shift, the mean of the first part: unshifted sums of features far from zero lose digits.
+
+    Attributes:
+        shift: (D,), what every row is taken from.
+        total: (D,), sum of the shifted rows.
+        products: (D, D), sum of their outer products.
+        num: rows so far.
+    """
+
+    shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    total: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    products: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    num: int = 0
+
+    def update(self, rows: Tensor) -> Self:
+        """Add rows (B, D), any floating type, B >= 1.
+
+        Raises:
+            ValueError: for another shape than before, or NaN or infinity among them.
+        """
+        rows = check(rows, least=1)
+        if self.num and rows.shape[1] != len(self.shift):
+            raise ValueError(
+                f"features have {rows.shape[1]} dimensions, those before {len(self.shift)}; "
+                "use one extractor for all."
+            )
+        for part in torch.split(rows, BLOCK):
+            self._add(part.double())
+        return self
+
+    def _add(self, part: Tensor) -> None:
+        if not self.num:
+            self.shift = part.mean(dim=0)
+            self.total = torch.zeros_like(self.shift)
+            self.products = self.total.new_zeros(part.shape[1], part.shape[1])
+        centred = part - self.shift
+        self.total += centred.sum(dim=0)
+        self.products += centred.T @ centred
+        self.num += len(part)
+
+    def merge(self, other: "Statistics") -> Self:
+        """Add what another process has summed; its own shift may differ.
+
+        Raises:
+            ValueError: where D differs.
+        """
+        if not other.num:
+            return self
+        if not self.num:
+            self.shift, self.num = other.shift.clone(), other.num
+            self.total, self.products = other.total.clone(), other.products.clone()
+            return self
+        if len(other.shift) != len(self.shift):
+            raise ValueError(
+                f"statistics of {len(self.shift)} and {len(other.shift)} dimensions cannot be "
+                "merged; use one extractor for all."
+            )
+        step = other.shift - self.shift
+        cross = torch.outer(step, other.total)
+        self.products += other.products + cross + cross.T + other.num * torch.outer(step, step)
+        self.total += other.total + other.num * step
+        self.num += other.num
+        return self
+
+    def moments(self, extractor: str = "") -> Moments:
+        """Mean and unbiased covariance of all rows so far.
+
+        Raises:
+            ValueError: for fewer than two rows.
+        """
+        if self.num < 2:
+            raise ValueError(f"a covariance needs at least two rows; got {self.num}.")
+        mean, num = self.total / self.num, self.num
+        sigma = (self.products - num * torch.outer(mean, mean)) / (num - 1)
+        return Moments(self.shift + mean, sigma, num, extractor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +176,41 @@ class Reference:
     about: str
 
 
+class Traits(NamedTuple):
+    """What a record says of an extractor beside its name and weights.
+
+    Attributes:
+        dim: of the embedding; 0 where it is not known.
+        channels: of its images.
+        resize: rule that brings images to the network's size.
+        batch: images through the network at once; None: all of a set. Rounding depends on it.
+        precision: of weights and arithmetic.
+        licence: of the weights.
+    """
+
+    dim: int = 0
+    channels: int = 3
+    resize: str = "none"
+    batch: int | None = None
+    precision: str = "float32"
+    licence: str = ""
+
+
 class Extractor(ABC):
     """Turns 8-bit images into features; the same bytes always give the same rows.
 
     Attributes:
         name: goes into labels of metrics, for example ``FD[cifar16]``.
+        needs: published files that it reads, as ``solverbench weights list`` shows them.
     """
 
     name: str
+    needs: tuple[str, ...] = ()
+
+    @property
+    def traits(self) -> Traits:
+        """What it says of itself."""
+        return Traits()
 
     @property
     @abstractmethod
@@ -125,7 +241,7 @@ class Extractor(ABC):
         return None
 
 
-def moments(rows: Tensor, block: int = 4096) -> Moments:
+def moments(rows: Tensor, block: int = BLOCK) -> Moments:
     """Mean and unbiased covariance, summed in float64 around the first block's mean.
 
     Args:
@@ -138,27 +254,20 @@ def moments(rows: Tensor, block: int = 4096) -> Moments:
     Raises:
         ValueError: for fewer than two rows, or NaN or infinity among them.
     """
-    rows = check(rows)
-    shift = rows[:block].double().mean(dim=0)
-    total = torch.zeros_like(shift)
-    products = torch.zeros(len(shift), len(shift), dtype=torch.float64)
-    for part in torch.split(rows, block):
-        centred = part.double() - shift
-        total += centred.sum(dim=0)
-        products += centred.T @ centred
-    num = len(rows)
-    mean = total / num
-    return Moments(shift + mean, (products - num * torch.outer(mean, mean)) / (num - 1), num)
+    statistics = Statistics()
+    for part in torch.split(check(rows), block):
+        statistics.update(part)
+    return statistics.moments()
 
 
-def check(rows: Tensor) -> Tensor:
+def check(rows: Tensor, least: int = 2) -> Tensor:
     """Rows (M, D) on the host, without graph, once they are known to be usable.
 
     Raises:
-        ValueError: for another shape, fewer than two rows, or NaN or infinity among them.
+        ValueError: for another shape, fewer than ``least`` rows, or NaN or infinity among them.
     """
-    if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(f"features must be (M, D) with M >= 2; got {tuple(rows.shape)}.")
+    if rows.ndim != 2 or len(rows) < least:
+        raise ValueError(f"features must be (M, D) with M >= {least}; got {tuple(rows.shape)}.")
     if not rows.isfinite().all():
         bad = int((~rows.isfinite().all(dim=1)).sum())
         raise ValueError(f"{bad} of {len(rows)} feature rows hold NaN or infinity.")

@@ -44,6 +44,9 @@ SHELL = {
     "cli",
     "cli_import",
     "cli_parts",
+    "cli_compare",
+    "cli_measure",
+    "cli_verify",
     "cli_weights",
     "converting",
     "inspecting",
@@ -51,6 +54,7 @@ SHELL = {
     "making",
     "pictures",
     "progress",
+    "verifying",
     "commands",
 }  # commands and their parts
 TRAINING = {"solverbench.backbones.recipes", "solverbench.backbones.extractor"}

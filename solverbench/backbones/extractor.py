@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from solverbench import tensorfile
 from solverbench.errors import SolverBenchError
-from solverbench.images import Extractor, Features, Moments, Reference
+from solverbench.images import Extractor, Features, Moments, Reference, Traits
 
 WEIGHTS = Path(__file__).with_name("weights")
 FORMAT = "solverbench-extractor-1"  # of both weight files
@@ -143,6 +143,12 @@ class EmbeddedExtractor(Extractor):
     def facts(self) -> dict[str, Any]:
         """Recipe, accuracy and data source of the weights."""
         return tensorfile.read(self._paths[0], FORMAT)[1]
+
+    @property
+    def traits(self) -> Traits:
+        """Images are read as they are."""
+        channels = self.facts["networks"]["metric"]["num_channels"]
+        return Traits(NUM_EMBEDDING, channels, batch=BLOCK, licence="Apache-2.0")
 
     @cached_property
     def network(self) -> Classifier:

@@ -1,14 +1,44 @@
-"""From decoded images to what metrics read."""
+"""From decoded images to what metrics read, block by block."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from solverbench import registry, weights
+from solverbench.backbones.base import Backbone
+from solverbench.benchmark.meter import stopwatch
+from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.images import Extractor, Features, Reference, moments, quantise_adm, quantise_edm
+from solverbench.transfer import check_space
 
 QUANTISE = {"edm": quantise_edm, "adm": quantise_adm}
+IN_MEMORY = 2**32  # bytes of decoded images; more of them lie in a file
+
+
+def ready(name: str, **options: object) -> Extractor:
+    """A registered extractor that can run here.
+
+    Args:
+        name: as registered.
+        **options: of its constructor.
+
+    Raises:
+        SolverBenchError: for an unknown name, unknown options, or where it cannot run here.
+        MissingWeightsError: where published files are missing.
+    """
+    try:
+        extractor: Extractor = registry.extractors.get(name)(**options)
+    except (TypeError, ValueError) as error:
+        raise SolverBenchError(f"extractor {name}: {error}") from error
+    usable, why = extractor.available()
+    if usable:
+        return extractor
+    missing = [file for file in extractor.needs if not weights.present(file)]
+    raise MissingWeightsError(missing) if missing else SolverBenchError(f"extractor {name}: {why}")
 
 
 def features_of(
@@ -20,8 +50,7 @@ def features_of(
 
     Args:
         extractor: whose features.
-        images: (M, C, H, W) in [-1, 1]; all images of a set at once, so that nothing depends on
-            the batches they were sampled in.
+        images: (M, C, H, W) in [-1, 1].
         quantisation: to uint8, by the convention of the backbone: ``edm`` or ``adm``.
 
     Returns:
@@ -31,11 +60,114 @@ def features_of(
         ValueError: for NaN or infinite images.
     """
     images = images.detach().float().cpu()
+    rows = extracted(extractor, [quantised(images, quantisation)])
+    return Features(embedding=rows["embedding"], texture=rows["texture"], images=images)
+
+
+def quantised(images: Tensor, quantisation: Literal["edm", "adm"]) -> Tensor:
+    """8-bit images of decoded ones (B, C, H, W).
+
+    Raises:
+        ValueError: for NaN or infinite images.
+    """
     if not images.isfinite().all():
         bad = int((~images.isfinite().flatten(1).all(dim=1)).sum())
         raise ValueError(f"{bad} of {len(images)} images hold NaN or infinity.")
-    rows = extractor.extract(QUANTISE[quantisation](images))
-    return Features(embedding=rows["embedding"], texture=rows["texture"], images=images)
+    return QUANTISE[quantisation](images)
+
+
+def extracted(extractor: Extractor, parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Features of 8-bit images that arrive in parts of any size; the result is that of one part.
+
+    Args:
+        extractor: sees blocks of its own size, or all images at once where it names none.
+        parts: (B, C, H, W), uint8, one after another.
+
+    Raises:
+        ValueError: for no images, or such as the extractor does not read.
+    """
+    found = [extractor.extract(block) for block in regrouped(parts, extractor.traits.batch)]
+    if not found:
+        raise ValueError("there are no images.")
+    return {key: torch.cat([rows[key] for rows in found]) for key in found[0]}
+
+
+def regrouped(parts: Iterable[Tensor], size: int | None) -> Iterator[Tensor]:
+    """The same rows in blocks of ``size``, the last one shorter; in one block for None."""
+    held: list[Tensor] = []
+    for part in parts:
+        held.append(part)
+        if size is None or sum(map(len, held)) < size:
+            continue
+        *whole, rest = torch.split(torch.cat(held), size)
+        if len(rest) == size:
+            whole, rest = [*whole, rest], rest[:0]
+        yield from whole
+        held = [rest.clone()] if len(rest) else []
+    if held:
+        yield torch.cat(held)
+
+
+def sampled_features(
+    backbone: Backbone,
+    extractor: Extractor,
+    states: Tensor,
+    batch: int,
+    scratch: Path | None,
+) -> tuple[Features, float]:
+    """Decode final states batch by batch and extract; images are kept only where they are asked.
+
+    Args:
+        backbone: decodes.
+        extractor: whose features.
+        states: (M, ...) on the host.
+        batch: states decoded at once.
+        scratch: a file for decoded images beyond 4 GiB, to be removed by the caller; None where
+            no metric reads images, and then none are kept.
+
+    Returns:
+        Features, and the median seconds of decoding an image.
+
+    Raises:
+        ValueError: for NaN or infinite images.
+    """
+    seconds, kept = list[float](), list[Tensor]()
+
+    def parts() -> Iterator[Tensor]:
+        done = 0
+        for part in torch.split(states, batch):
+            with torch.no_grad(), stopwatch(backbone.device, seconds):
+                decoded = backbone.decode(part.to(backbone.device)).cpu()
+            images = decoded.float()
+            if scratch is not None:
+                if not kept:
+                    kept.append(_room(len(states), images.shape[1:], scratch))
+                kept[0][done : done + len(images)] = images
+            done += len(images)
+            yield quantised(images, backbone.quantisation)
+
+    rows = extracted(extractor, parts())
+    sizes = [len(part) for part in torch.split(states, batch)]
+    each = sorted(s / n for s, n in zip(seconds, sizes, strict=True))
+    images = kept[0] if kept else None
+    features = Features(embedding=rows["embedding"], texture=rows["texture"], images=images)
+    return features, each[len(each) // 2]
+
+
+def _room(num: int, shape: torch.Size, scratch: Path) -> Tensor:
+    """An empty float32 tensor (num, *shape), mapped to a file where memory might not hold it."""
+    size = num * shape.numel()
+    if size * 4 <= IN_MEMORY:
+        return torch.empty(num, *shape)
+    try:
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        check_space(scratch.parent, size * 4)
+        mapped = torch.from_file(str(scratch), shared=True, size=size, dtype=torch.float32)
+    except (OSError, RuntimeError) as error:
+        raise SolverBenchError(
+            f"{scratch} cannot hold {size * 4 / 1e9:.0f} GB of decoded images: {error}"
+        ) from error
+    return mapped.view(num, *shape)
 
 
 def reference_of(features: Features, about: str) -> Reference:

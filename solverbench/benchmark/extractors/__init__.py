@@ -1,0 +1,1 @@
+"""Extractors of published networks: read from local files, run in full float32."""

@@ -1,0 +1,304 @@
+"""The commands that measure what no solver of ours made, on the embedded digits."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from solverbench.backbones.extractor import DigitsExtractor
+from solverbench.benchmark import feature_cache
+from solverbench.benchmark import metrics as m
+from solverbench.benchmark.evaluate import METRICS, Choice, _label
+from solverbench.benchmark.folders import write_folder
+from solverbench.cli_measure import evaluate, reference
+from solverbench.cli_parts import Group
+
+
+@click.group(cls=Group)
+def commands() -> None:
+    """Both commands, as the program has them."""
+
+
+commands.add_command(evaluate)
+commands.add_command(reference)
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(commands, [str(word) for word in words])
+
+
+def noise(num: int, seed: int) -> Tensor:
+    """Blurred noise: enough for every feature to vary."""
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.rand(num, 1, 10, 10, generator=rng)
+    return (torch.nn.functional.avg_pool2d(images, 3, 1) * 255).to(torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(feature_cache.FOLDER, str(tmp_path / "features"))
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "ours", noise(80, 0), range(80))
+    return tmp_path / "ours"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "theirs", noise(90, 1), range(90))
+    return tmp_path / "theirs"
+
+
+def rows(num: int, seed: int) -> Tensor:
+    return DigitsExtractor().extract(noise(num, seed))["embedding"]
+
+
+def test_two_folders_are_measured_as_their_features_are(ours: Path, theirs: Path) -> None:
+    done = call("evaluate", ours, "--reference", theirs, "--extractor", "digits", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    values = {entry["metric"]: entry for entry in found["metrics"]}
+    sides = {"generated": rows(80, 0), "reference": rows(90, 1)}
+    shares = m.precision_recall(**sides, k=5, convention="prdc")
+    filled = m.density_coverage(**sides)
+    expected = {
+        "fd": m.frechet_distance(**sides),
+        "precision": shares.precision,
+        "recall": shares.recall,
+        "density": filled.density,
+        "coverage": filled.coverage,
+        "kid": m.kernel_distance(**sides),
+        "mind": m.mind(**sides),
+    }
+    assert list(values) == list(expected)
+    for name, measured in expected.items():
+        entry = values[name]
+        assert entry["value"] == pytest.approx(measured.value, rel=1e-9, abs=1e-12)
+        assert (entry["num_generated"], entry["num_reference"], entry["dim"]) == (80, 90, 64)
+    assert values["coverage"]["ceiling"] == filled.ceiling
+    assert (values["recall"]["k"], values["recall"]["convention"]) == (5, "prdc")
+    assert values["fd"]["label"] == "FD[digits]"
+    assert found["extractor"]["weights_sha256"] == DigitsExtractor().sha256
+    assert found["extractor"]["batch"] == 256
+    assert found["generated"]["image_size"] == [8, 8]
+
+
+def test_a_made_reference_gives_the_same_values_with_and_without_features(
+    ours: Path, theirs: Path, tmp_path: Path
+) -> None:
+    bare, full = tmp_path / "bare.npz", tmp_path / "full.npz"
+    assert call("reference", theirs, "--extractor", "digits", "--out", bare).exit_code == 0
+    done = call("reference", theirs, "--extractor", "digits", "--out", full, "--features")
+    assert done.exit_code == 0
+    assert "90 images" in done.output
+    with np.load(bare) as file:
+        assert set(file.files) >= {"mu", "sigma", "num_images", "extractor", "format_version"}
+        np.testing.assert_allclose(file["mu"], rows(90, 1).double().mean(dim=0), atol=1e-12)
+        np.testing.assert_allclose(file["sigma"], rows(90, 1).double().T.cov(), atol=1e-12)
+    texts = [call("evaluate", ours, "--reference", where).output for where in (bare, full)]
+    values = [text.splitlines()[0] for text in texts]
+    assert values[0].split()[:2] == values[1].split()[:2]
+    assert "absent: precision, recall, density, coverage, kid, mind: needs feature rows" in texts[0]
+    assert "absent" not in texts[1]
+
+
+def test_the_reference_of_an_extractor_needs_no_other_name(ours: Path) -> None:
+    done = call("evaluate", ours, "--reference", "digits", "--metrics", "fd,recall")
+    assert done.exit_code == 0
+    names = [line.split()[0] for line in done.output.splitlines()[:2]]
+    assert names == ["FD[digits]", "recall[digits]"]
+    assert "E. Alpaydin" in done.output
+
+
+def test_a_standard_error_stands_beside_the_value(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 6, generator=rng), torch.randn(300, 6, generator=rng) + 0.3
+    save_file({"features": x}, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "y.npz", features=y.numpy())
+    done = call(
+        *("evaluate", tmp_path / "x.safetensors", "--reference", tmp_path / "y.npz"),
+        *("--metrics", ",".join(METRICS)),
+    )
+    assert done.exit_code == 0, done.output
+    measured = m.frechet_distance(generated=x, reference=y)
+    assert measured.se is not None
+    first = done.output.splitlines()[0].split()
+    assert first == ["FD[unknown]", f"{measured.value:.4g}", "+-", f"{measured.se:.2g}"]
+    assert f"ceiling {m.coverage_ceiling(200, 300, 5):.3f}" in done.output
+
+
+def test_k_and_the_convention_are_what_was_asked(ours: Path, theirs: Path) -> None:
+    options = ("--metrics", "recall", "--k", "3", "--convention", "kynkaanniemi", "--json")
+    done = call("evaluate", ours, "--reference", theirs, "--extractor", "digits", *options)
+    (found,) = json.loads(done.stdout)["metrics"]
+    sides = {"generated": rows(80, 0), "reference": rows(90, 1)}
+    assert found["value"] == m.precision_recall(**sides).recall.value
+    assert (found["k"], found["convention"]) == (3, "kynkaanniemi")
+
+
+def test_features_of_a_folder_are_kept_and_a_changed_image_is_seen(
+    ours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("evaluate", ours, "--reference", "digits", "--metrics", "fd", "--num", "60", "--json")
+
+    def value() -> float:
+        done = call(*words)
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["generated"]["image_size"] == [8, 8]
+        return float(found["metrics"][0]["value"])
+
+    once, kept = value(), list(feature_cache.folder().rglob("*.safetensors"))
+    assert len(kept) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(DigitsExtractor, "extract", lambda self, pixels: 1 / 0)
+        assert value() == once
+    kept[0].write_bytes(kept[0].read_bytes()[:-8] + b"damaged!")
+    assert value() == once
+    write_folder(ours, noise(80, 5), range(80))
+    assert value() != once
+    assert len(list(feature_cache.folder().rglob("*.safetensors"))) == 2
+
+
+def test_lossy_images_do_not_come_in_through_the_cache(ours: Path) -> None:
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(ours / "9.png", "JPEG")
+    words = ("evaluate", ours, "--reference", "digits", "--metrics", "fd")
+    assert call(*words, "--lossy").exit_code == 0
+    assert "9.png is lossy (JPEG)" in call(*words).output
+
+
+def test_no_cache_keeps_nothing(ours: Path) -> None:
+    words = ("evaluate", ours, "--reference", "digits", "--metrics", "fd", "--no-cache")
+    assert call(*words).exit_code == 0
+    assert not feature_cache.folder().exists()
+
+
+def nan_features(place: Path) -> Path:
+    values = np.ones((20, 64), np.float32)
+    values[3, 3] = np.nan
+    np.savez(place / "nan.npz", features=values)
+    return place / "nan.npz"
+
+
+def plain(place: Path) -> Path:
+    np.savez(place / "plain.npz", features=rows(40, 2).numpy())
+    return place / "plain.npz"
+
+
+def few_dimensions(place: Path) -> Path:
+    np.savez(place / "few.npz", mu=np.zeros(3), sigma=np.eye(3))
+    return place / "few.npz"
+
+
+def other_extractor(place: Path) -> Path:
+    m.write_statistics(place / "other.npz", m.Moments(torch.zeros(64), torch.eye(64), 9, "cifar16"))
+    return place / "other.npz"
+
+
+def nothing(place: Path) -> Path:
+    (place / "empty").mkdir()
+    return place / "empty"
+
+
+def text(place: Path) -> Path:
+    (place / "notes.txt").write_text("text")
+    return place / "notes.txt"
+
+
+def empty_tensors(place: Path) -> Path:
+    save_file({"weight": torch.zeros(2, 2)}, place / "weights.safetensors")
+    return place / "weights.safetensors"
+
+
+def jpeg(place: Path) -> Path:
+    (place / "lossy").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(place / "lossy" / "0.jpg")
+    return place / "lossy"
+
+
+def mixed(place: Path) -> Path:
+    write_folder(place / "mixed", noise(3, 0), range(3))
+    write_folder(place / "mixed", noise(1, 0)[:, :, :4], [9])
+    return place / "mixed"
+
+
+def one(place: Path) -> Path:
+    write_folder(place / "one", noise(1, 0), [0])
+    return place / "one"
+
+
+def wide(place: Path) -> Path:
+    write_folder(place / "wide", torch.zeros(3, 1, 8, 9, dtype=torch.uint8), range(3))
+    return place / "wide"
+
+
+Maker = Callable[[Path], Path]
+BAD: list[tuple[Maker | str, Maker | str, tuple[str, ...], str]] = [
+    (jpeg, "digits", (), r"0.jpg is lossy"),
+    (mixed, "digits", (), "000009.png has 8 x 4 pixels and 000000.png has 8 x 8"),
+    (nothing, "digits", (), "holds no images"),
+    (one, "digits", (), "needs at least two rows; got 1|M >= 2"),
+    (wide, "digits", (), r"reads uint8 images of shape \(B, 1, 8, 8\)"),
+    (plain, few_dimensions, (), "64 dimensions, reference features 3"),
+    (nan_features, "digits", (), "1 of 20 feature rows hold NaN or infinity"),
+    ("digits", nan_features, (), "there is no file or folder digits"),
+    (plain, "digits", ("--k", "40"), "k=40 nearest neighbours need more than 40 rows; got 40"),
+    (plain, "digit", (), "digit is neither a file, nor a folder, nor an extractor"),
+    (mixed, plain, (), "name the extractor with --extractor"),
+    (mixed, plain, ("--extractor", "digist"), "did you mean 'digits'"),
+    (mixed, plain, ("--extractor", "digits", "--extractor-option", "a=1"), "extractor digits: "),
+    (text, "digits", (), "is no folder of images and no file of features"),
+    (empty_tensors, "digits", (), "holds no tensor named features or embedding"),
+    (few_dimensions, "digits", (), "3 dimensions, reference features 64"),
+    (few_dimensions, few_dimensions, ("--metrics", "kid"), "kid needs feature rows"),
+    (plain, "digits", ("--metrics", "fid"), "unknown metric 'fid'; did you mean"),
+    (plain, "digits", ("--max-memory", "0.00001"), "are too few for"),
+]
+
+
+@pytest.mark.parametrize(("generated", "against", "options", "message"), BAD)
+def test_what_cannot_be_measured_is_said_in_one_line(
+    generated: Maker | str,
+    against: Maker | str,
+    options: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    sides = [side if isinstance(side, str) else side(tmp_path) for side in (generated, against)]
+    done = call("evaluate", sides[0], "--reference", sides[1], *options)
+    assert done.exit_code == 2, done.output
+    assert len(done.output.splitlines()) == 1
+    assert done.output.startswith("error: ")
+    assert re.search(message, done.output), done.output
+
+
+def test_features_of_two_extractors_are_not_compared(ours: Path, tmp_path: Path) -> None:
+    words = ("--reference", other_extractor(tmp_path), "--extractor", "digits")
+    done = call("evaluate", ours, *words)
+    assert done.exit_code == 2
+    assert "features of digits cannot be compared with those of cifar16" in done.output
+
+
+def test_a_reference_is_an_npz_file(ours: Path, tmp_path: Path) -> None:
+    done = call("reference", ours, "--extractor", "digits", "--out", tmp_path / "a.json")
+    assert (done.exit_code, "must end in .npz" in done.output) == (2, True)
+    done = call("reference", ours, "--out", tmp_path / "a.npz")
+    assert (done.exit_code, "--extractor" in done.output) == (2, True)
+
+
+def test_names_of_the_paper_are_for_their_networks_alone() -> None:
+    assert [_label(name, "inception-edm") for name in ("fd", "kid")] == ["FID", "KID"]
+    assert _label("fd", "digits") == "FD[digits]"
+    assert _label("cmmd", "clip-vit-l-14-336") == "CMMD"
+    assert Choice().metrics == ()
