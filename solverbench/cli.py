@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from solverbench.cli_compare import compare
 from solverbench.cli_import import import_
 from solverbench.cli_measure import evaluate, reference
 from solverbench.cli_parts import BACKBONE, FETCH, QUIET, Group, numbers, options_of, words
+from solverbench.cli_verify import verify
 from solverbench.cli_weights import weights
 from solverbench.errors import unknown_name
 
@@ -28,7 +30,7 @@ def main() -> None:
     """Train, measure and rank few-step diffusion solvers."""
 
 
-for command in (weights, import_, evaluate, reference):
+for command in (weights, import_, compare, evaluate, reference, verify):
     main.add_command(command)
 
 
@@ -189,14 +191,14 @@ def table(folder: Path, fmt: str, metrics: tuple[str, ...]) -> None:
     """Print the tables of a folder of records."""
     from rich.console import Console
 
-    from solverbench.benchmark.store import read_records
+    from solverbench.benchmark.store import StoredInfluences, read_records
     from solverbench.leaderboards.render import console, render
 
-    results = read_records(folder)
+    results, influences = read_records(folder), StoredInfluences(folder)
     if fmt == "console":
-        Console(width=_width()).print(console(results, metrics or None))
+        Console(width=_width()).print(console(results, metrics or None, influences))
     else:
-        click.echo(render(results, fmt, metrics or None), nl=False)
+        click.echo(render(results, fmt, metrics or None, influences), nl=False)
 
 
 @main.command()

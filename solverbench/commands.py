@@ -22,7 +22,7 @@ from solverbench.benchmark.load import is_learnable, load_backbone, load_solver
 from solverbench.benchmark.results import Result
 from solverbench.benchmark.run import Run
 from solverbench.benchmark.spec import Named, RunSpec
-from solverbench.benchmark.store import read_records
+from solverbench.benchmark.store import StoredInfluences, read_records
 from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.files import write_text
 from solverbench.inventory import files_of_run
@@ -116,7 +116,7 @@ def run_recipe(recipe: Recipe, root: Path, num_workers: int, listen: Listener) -
     results = run_all(specs, root, num_workers, listen)
     for fmt, name in TABLES.items():
         if fresh or not (root / name).exists():
-            write_text(root / name, render(read_records(root), fmt))
+            write_text(root / name, render(read_records(root), fmt, None, StoredInfluences(root)))
     picture = root / f"{recipe.name}.png"
     if fresh or not picture.exists():
         draw(results, root, recipe.grid, picture)
@@ -136,7 +136,8 @@ def check_packages(recipe: Recipe) -> None:
     """
     wanted = {*getattr(registry.backbones.get(recipe.backbone.name), "packages", ())}
     fits = [recipe.fit, *(entry.fit for entry in recipe.solvers)]
-    if any(fit is not None and fit.distance.startswith("lpips") for fit in fits):
+    readers = [*recipe.evaluation.metrics, *(fit.distance for fit in fits if fit is not None)]
+    if any(name.startswith("lpips") for name in readers):
         wanted.add("lpips")
     absent = sorted(name for name in wanted if importlib.util.find_spec(name) is None)
     if absent:
@@ -337,6 +338,6 @@ def show(results: Sequence[Result], root: Path, as_json: bool, width: int | None
     if as_json:
         sys.stdout.write(json.dumps([r.model_dump(mode="json") for r in results], indent=1) + "\n")
         return
-    screen.print(console(results))
+    screen.print(console(results, None, StoredInfluences(root)))
     names = ", ".join(sorted(path.name for path in root.iterdir() if path.is_file()))
     screen.print(f"In {root}: {names}; one record and one solver a cell.", highlight=False)

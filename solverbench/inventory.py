@@ -68,7 +68,8 @@ def files_of_run(recipe: Recipe) -> tuple[str, ...]:
     kind = registry.backbones.get(recipe.backbone.name)
     found = [*files_of(recipe.backbone), *getattr(kind, "measured_by", ())]
     fits = [recipe.fit, *(entry.fit for entry in recipe.solvers)]
-    if any(fit is not None and fit.distance.startswith("lpips") for fit in fits):
+    readers = [*recipe.evaluation.metrics, *(fit.distance for fit in fits if fit is not None)]
+    if any(name.startswith("lpips") for name in readers):
         try:
             trunk_path()
         except SolverBenchError:

@@ -34,7 +34,7 @@ TYPES = {
 }
 
 
-def write(path: Path, form: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def write(path: Path, form: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """Write tensors with facts and a checksum, aside first and then renamed.
 
     Args:
@@ -42,10 +42,15 @@ def write(path: Path, form: str, tensors: dict[str, Tensor], facts: dict[str, An
         form: name and version of the layout, for example ``solverbench-tableau-1``.
         tensors: any.
         facts: JSON values.
+
+    Returns:
+        The checksum: equal for equal content, which the bytes of two files need not be.
     """
     host = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     text = json.dumps(facts)
-    write_bytes(path, save(host, {"format": form, "facts": text, "sha256": _digest(host, text)}))
+    digest = _digest(host, text)
+    write_bytes(path, save(host, {"format": form, "facts": text, "sha256": digest}))
+    return digest
 
 
 def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

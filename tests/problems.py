@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import solverbench
 from solverbench.backbones.gaussian import Gaussian, MixtureDenoiser
 from solverbench.schedule import VE, NoiseSchedule, Output, VPDiscrete, VPLinear
 from solverbench.solvers import Setting, Solver, sample
 
 DATA = Path(__file__).parent / "data"
+SHIPPED = Path(solverbench.__file__).parent / "goldens"  # what solverbench verify reads
 DISCRETE = {"ldm": (0.0015, 0.0195), "sd": (0.00085, 0.012)}
 GUIDANCE = {"edm": 1.0, "ldm": 2.0, "sd": 7.5}
 
@@ -21,14 +23,15 @@ GUIDANCE = {"edm": 1.0, "ldm": 2.0, "sd": 7.5}
 @cache
 def golden(name: str) -> dict[str, Tensor]:
     """The arrays of one golden file, as tensors."""
-    with np.load(DATA / "goldens" / f"{name}.npz") as arrays:
+    path = SHIPPED / f"{name}.npz"
+    with np.load(path if path.exists() else DATA / "goldens" / path.name) as arrays:
         return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
 @cache
 def vectors() -> dict[str, Any]:
     """The test vectors that go with the solver formulas."""
-    return json.loads((DATA / "solvers-golden.json").read_text())
+    return json.loads((SHIPPED / "solvers.json").read_text())
 
 
 def gap(value: Tensor, wanted: Tensor | list[float]) -> float:

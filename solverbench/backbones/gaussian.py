@@ -89,7 +89,8 @@ class Gaussian(Backbone):
         spread = 0.1 + 0.3 * torch.rand(num, generator=rng, dtype=torch.float64)
         mu = drawn if means is None else torch.as_tensor(means, dtype=torch.float64)
         s = spread if stds is None else torch.as_tensor(stds, dtype=torch.float64)
-        w = torch.ones(len(mu)) if weights is None else torch.as_tensor(weights)
+        given = [1.0] * len(mu) if weights is None else weights
+        w = torch.as_tensor(given, dtype=torch.float64)
         if mu.ndim != 4 or not len(mu) == len(s) == len(w):
             raise ValueError(
                 f"means (K, C, H, W), weights (K,), stds (K,) need one K; got "

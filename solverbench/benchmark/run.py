@@ -1,6 +1,7 @@
 """One cell from its spec to its record, in stages that a killed run finds again."""
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,13 +12,13 @@ import torch
 
 from solverbench import registry
 from solverbench.backbones.base import Backbone
+from solverbench.benchmark import outcome
 from solverbench.benchmark.features import ready, reference_of, sampled_features
 from solverbench.benchmark.importing.pairs import check_set, lesson_pairs, set_sha256
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.metrics.base import Metric
-from solverbench.benchmark.outcome import conventions, failed, reason_of
 from solverbench.benchmark.provenance import provenance
-from solverbench.benchmark.results import Cost, MetricFacts, Result
+from solverbench.benchmark.results import Cost, Measurement, Result
 from solverbench.benchmark.sampling import Samples, sample_seeds
 from solverbench.benchmark.scheduling import (
     check_times,
@@ -27,7 +28,13 @@ from solverbench.benchmark.scheduling import (
     times_of,
 )
 from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, Named, RunSpec, digest
-from solverbench.benchmark.store import check_writable, read_record, record_path, write_record
+from solverbench.benchmark.store import (
+    check_writable,
+    influence_path,
+    read_record,
+    record_path,
+    write_record,
+)
 from solverbench.benchmark.training import Fit, Lesson, check_fit
 from solverbench.errors import SolverBenchError
 from solverbench.files import sha256_of, write_bytes
@@ -115,7 +122,7 @@ class Run:
         backbone, solver = self._load()
         evaluation, extractor = self.spec.evaluation, extractor_of(backbone)
         for name in evaluation.metrics:
-            registry.metrics.get(name)
+            registry.metrics.get(name)().prepare()
         if evaluation.num_images < 2:
             raise SolverBenchError(
                 f"num_images is {evaluation.num_images}; metrics need at least 2"
@@ -143,7 +150,7 @@ class Run:
         try:
             result = self._measured()
         except Exception as error:
-            result = failed(self.spec, reason_of(error))
+            result = outcome.failed(self.spec, outcome.reason_of(error))
             write_record(self.root, result)
             if not isinstance(error, SolverBenchError):
                 raise
@@ -207,13 +214,17 @@ class Run:
         self.report("measure", 0, 1)
         cost = {"seconds_per_image": samples.seconds_per_image, "nfe": samples.nfe}
         cost |= {"network_rows": samples.network_rows, "peak_bytes": samples.peak_bytes}
-        metrics, facts, reference, decoding = self._metrics(backbone, samples)
+        numbers, measured, reference, decoding = self._metrics(backbone, samples)
+        kept = outcome.write_influences(influence_path(self.path), numbers.influences)
         return Result(
             spec=self.spec,
             title=(solver.title or type(solver).__name__) + schedule_title(self.spec),
             status="ok",
-            metrics=metrics,
-            metric_facts=facts,
+            metrics=numbers.metrics,
+            metric_facts=numbers.metric_facts,
+            errors=numbers.errors,
+            measurement=measured,
+            influences_sha256=kept,
             cost=Cost(**cost, **fit, decode_seconds_per_image=decoding),
             provenance=provenance(
                 backbone.device,
@@ -222,7 +233,7 @@ class Run:
                 self.jobs,
                 registry.solvers.package(self.spec.solver.name),
             ),
-            conventions=conventions(tableau) | schedule_facts(self.spec.schedule),
+            conventions=outcome.conventions(tableau) | schedule_facts(self.spec.schedule),
             flags=solver.flags,
         )
 
@@ -285,9 +296,9 @@ class Run:
 
     def _metrics(
         self, backbone: Backbone, samples: Samples
-    ) -> tuple[dict[str, float], dict[str, MetricFacts], str, float]:
-        """Values, what tables must know of them, reference hash, seconds of decoding an image."""
-        extractor = extractor_of(backbone)
+    ) -> tuple[outcome.Numbers, Measurement, str, float]:
+        """Numbers, how they were made, reference hash, seconds of decoding an image."""
+        extractor, start = extractor_of(backbone), time.perf_counter()
         generated, seconds = self._features(backbone, extractor, samples, "generated")
         kinds: dict[str, Metric] = {
             name: registry.metrics.get(name)() for name in self.spec.evaluation.metrics
@@ -295,20 +306,12 @@ class Run:
         references: dict[str, Reference] = {"data": extractor.reference()}
         if needs_teacher(self.spec):
             references["teacher"] = self._teacher_reference(backbone, extractor, generated)
-        metrics, facts = {}, {}
-        for name, metric in kinds.items():
-            if metric.against == "teacher" and self.spec.is_teacher:
-                continue  # the distance of the teacher to itself says nothing
-            metrics[name] = metric.compute(
-                generated=generated, reference=references[metric.against]
-            )
-            facts[name] = MetricFacts(
-                label=metric.label(extractor.name),
-                higher_is_better=metric.higher_is_better,
-                digits=metric.digits,
-                about=metric.about,
-            )
-        return metrics, facts, references["data"].sha256, seconds
+        if self.spec.is_teacher:  # its distance to itself says nothing
+            kinds = {name: kind for name, kind in kinds.items() if kind.against != "teacher"}
+        numbers = outcome.numbers_of(kinds, generated, references, extractor.name)
+        spent = time.perf_counter() - start
+        measured = outcome.measurement(backbone, extractor, samples.states[:1], spent)
+        return numbers, measured, references["data"].sha256, seconds
 
     def _teacher_reference(
         self, backbone: Backbone, extractor: Extractor, own: Features

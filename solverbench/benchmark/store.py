@@ -1,12 +1,18 @@
 """Records on disk: one JSON file a cell, written aside and renamed. No torch here."""
 
+import hashlib
 import json
 import math
 import os
 import re
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
 from solverbench.benchmark.results import SCHEMA, Result
 from solverbench.benchmark.spec import RunSpec
@@ -14,6 +20,7 @@ from solverbench.errors import SolverBenchError
 from solverbench.files import write_bytes, write_text
 
 RECORD_NAME = re.compile(r"nfe\d{2,}-[0-9a-f]{12}\.json")
+INFLUENCES = ".influence.safetensors"  # ends the name of the file beside a record
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -50,6 +57,75 @@ def record_path(root: Path, spec: RunSpec) -> Path:
     return root / spec.backbone.name / spec.solver.name / f"nfe{spec.nfe:02d}-{spec.key()}.json"
 
 
+Influence = NDArray[np.floating]  # (M,), what each image adds to a metric, in order of seeds
+Influences = Callable[[Result, str], Influence | None]  # of a record and one of its metrics
+
+
+def influence_path(record: Path) -> Path:
+    """Where the influences of a record lie."""
+    return record.with_suffix(INFLUENCES)
+
+
+class StoredInfluences:
+    """What lies beside the records of a folder, read when it is asked for.
+
+    Args:
+        root: a folder of records, or one record.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._read = lru_cache(maxsize=256)(self._load)
+
+    def __call__(self, result: Result, metric: str) -> Influence | None:
+        """Influences (M,) of a metric; None where the record has none, or their file is gone.
+
+        Raises:
+            SolverBenchError: where the file cannot be read, is damaged, or is of another run.
+        """
+        if not result.influences_sha256:
+            return None
+        name = influence_path(record_path(Path(), result.spec)).name
+        return self._read(name, result.influences_sha256).get(metric)
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """All such files of the folder, by name: copies of a cell may lie in several places."""
+        inside = self._root.parent.glob if self._root.is_file() else self._root.rglob
+        found: dict[str, list[Path]] = {}
+        for path in sorted(inside(f"nfe*{INFLUENCES}")):
+            found.setdefault(path.name, []).append(path)
+        return found
+
+    def _load(self, name: str, sha256: str) -> dict[str, Influence]:
+        paths = self._files.get(name, [])
+        for path in paths:
+            found, checksum = _read_influences(path)
+            if checksum == sha256:
+                return found
+        if paths:
+            raise SolverBenchError(
+                f"{paths[0]} is damaged or of another run than its record. Delete it (no paired "
+                "test then), or the record too and run the cell again"
+            )
+        return {}
+
+
+def _read_influences(path: Path) -> tuple[dict[str, Influence], str]:
+    """What ``tensorfile.write`` stored, and the checksum of what is there; empty if torn."""
+    try:
+        with safe_open(path, "numpy") as file:
+            facts = (file.metadata() or {}).get("facts", "")
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
+        return {}, ""
+    digest = hashlib.sha256(facts.encode())
+    for key in sorted(found):
+        digest.update(f"{key} torch.{found[key].dtype} {found[key].shape}".encode())
+        digest.update(np.ascontiguousarray(found[key]).data)
+    return found, digest.hexdigest()
+
+
 def write_record(root: Path, result: Result) -> Path:
     """Store a record under its key; an older one of the same cell is replaced.
 
@@ -63,7 +139,8 @@ def write_record(root: Path, result: Result) -> Path:
     try:
         text = json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False)
     except ValueError as error:
-        bad = [name for name, value in result.metrics.items() if not math.isfinite(value)]
+        numbers = [*result.metrics.items(), *result.errors.items()]
+        bad = [name for name, value in numbers if not math.isfinite(value)]
         raise ValueError(f"a record holds finite numbers only; mend {bad or 'its cost'}") from error
     path = record_path(root, result.spec)
     write_text(path, text + "\n")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from solverbench.baselines.published import Published
-from solverbench.benchmark.results import Provenance, Result
+from solverbench.benchmark.results import FLAGS, Provenance, Result
 from solverbench.benchmark.spec import FitSpec, Named
 from solverbench.leaderboards.tables import Table, series
 from solverbench.leaderboards.views import find
@@ -35,6 +35,7 @@ def notes(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
         *(view.note for view in find(group)),
         *_again(group),
         *(f"{t.facts.label}: {t.facts.about}." for t in tables if t.facts.about),
+        *_errors(tables),
         *_papers(group, [c.published for t in tables for r in t.rows for c in r.cells.values()]),
         *_flags(group),
         *_provenance(group),
@@ -48,8 +49,9 @@ def _protocol(group: Sequence[Result]) -> list[str]:
     lines = [
         f"Samples: {ev.num_images} a cell, seeds {ev.first_seed} to "
         f"{ev.first_seed + ev.num_images - 1}, batches of {ev.batch}.",
-        f"Teacher: {plugin(teacher.solver)}, {teacher.nfe} NFE; it is not ranked. "
-        "Of each column the best is bold, the second underlined.",
+        *_measured(group),
+        f"Teacher: {plugin(teacher.solver)}, {teacher.nfe} NFE; it is not ranked.",
+        *_marks(group),
     ]
     for row in series(group):
         spec = row.results[0].spec
@@ -60,12 +62,85 @@ def _protocol(group: Sequence[Result]) -> list[str]:
         if spec.fit:
             trained = f"{_budget(spec.fit, row.results)}{_took(row.results)}"
             lines.append(f"{row.title}: {plugin(spec.solver)}, {trained}.")
-    if any(r.spec.fit for r in group):
-        lines.append(
-            "Values of several training seeds are mean ± sample standard deviation; "
-            "a single seed shows no spread."
-        )
     return lines + _left_out(group)
+
+
+def _measured(group: Sequence[Result]) -> list[str]:
+    """Extractor, quantisation and reference, where records say them."""
+    made = dict.fromkeys(r.measurement for r in group if r.measurement)
+    said = {one.model_copy(update={"seconds": 0.0}): None for one in made}
+    return [
+        f"Extractor: {one.extractor} (weights {one.extractor_sha256[:12] or 'none'}, resize "
+        f"{one.resize}, {one.precision}, {_batches(one.batch)}), images of "
+        f"{one.image_size[0]} x {one.image_size[1]} pixels, 8 bits by the rule of "
+        f"{one.quantisation.upper()}. Reference: {one.reference}."
+        for one in said
+    ]
+
+
+def _batches(size: int | None) -> str:
+    return "all images at once" if size is None else f"batches of {size}"
+
+
+def _marks(group: Sequence[Result]) -> list[str]:
+    """What ``±``, bold and underlined mean here."""
+    good = [r for r in group if r.status == "ok" and not r.spec.is_teacher]
+    old = [r for r in good if r.measurement is None]
+    several = any(len(row.at(n)) > 1 for row in series(group) for n in row.nfes)
+    lines = []
+    if several or len(old) < len(good):
+        lines = [_meaning(several, old=len(old) == len(good)), _rule(several)]
+    if old and lines:
+        lines.append(
+            f"No error over images was recorded for {len(old)} of {len(good)} records: theirs "
+            "counts as 0."
+        )
+    elif old:
+        lines.append(
+            "No error was recorded: of the values the best is bold, the second underlined."
+        )
+    return lines
+
+
+def _meaning(several: bool, old: bool) -> str:
+    """What stands behind ``±``."""
+    seeds = "Values of several training seeds are mean ± sample standard deviation; a single seed"
+    if old:
+        return f"{seeds} shows no spread."
+    error = "standard error over images"
+    return f"{seeds} shows ± its {error}." if several else f"Values are ± their {error}."
+
+
+def _rule(several: bool) -> str:
+    """How rows are marked."""
+    seeds = "; of several training seeds, sd^2 / n of each row is added" if several else ""
+    return (
+        "Bold: better than every other ranked row by more than 1.96 standard errors of the "
+        "difference. Underlined: where no row is bold, all that cannot be told from the best; "
+        "else the second and all that cannot be told from it. The error of a difference is that "
+        "of image by image differences where both rows have them, else both errors added in "
+        f"squares{seeds}."
+    )
+
+
+def _errors(tables: Sequence[Table]) -> list[str]:
+    """How the errors of each metric were found, its numbers of rows, and what it flags."""
+    methods: dict[str, list[str]] = {}
+    lines = []
+    for table in tables:
+        facts = table.facts
+        if facts.num_generated:
+            sizes = f"M = {facts.num_generated}, N = {facts.num_reference}, D = {facts.dim}"
+            shared = {k: v for k, v in facts.facts.items() if not k.startswith("value_")}
+            known = ", ".join(f"{key} {_short(value)}" for key, value in shared.items())
+            how = f"{facts.se_method or 'none'} ({sizes}{', ' if known else ''}{known})"
+            methods.setdefault(how, []).append(facts.label)
+        lines += [f"{facts.label}: {FLAGS.get(flag, flag)}." for flag in facts.flags]
+    return [f"Error of {', '.join(labels)}: {how}." for how, labels in methods.items()] + lines
+
+
+def _short(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _left_out(group: Sequence[Result]) -> list[str]:

@@ -15,7 +15,9 @@ from rich.table import Table as RichTable
 
 from solverbench.baselines.published import load_published
 from solverbench.benchmark.results import Cost, Result
+from solverbench.benchmark.store import Influences
 from solverbench.errors import SolverBenchError, unknown_name
+from solverbench.leaderboards.differences import no_influences
 from solverbench.leaderboards.notes import heading, notes
 from solverbench.leaderboards.tables import (
     COST_FIELDS,
@@ -37,11 +39,11 @@ class Markup:
 
     Attributes:
         escape: plain text to the format.
-        bold: template of a best value.
-        second: template of a second best value.
+        bold: template of a value that is better than all others.
+        second: template of an underlined value.
         view: template of the title of a row that repeats others.
         mark: template of a reference to a numbered fault.
-        plus_minus: between mean and spread.
+        plus_minus: between a value and its error or spread.
         heading: of a group; takes escaped text.
         table: caption and escaped cells to text.
         notes: escaped sentences to text.
@@ -58,28 +60,38 @@ class Markup:
     notes: Callable[[Sequence[str]], str]
 
 
-def render(results: Sequence[Result], fmt: str, metrics: Sequence[str] | None = None) -> str:
+def render(
+    results: Sequence[Result],
+    fmt: str,
+    metrics: Sequence[str] | None = None,
+    influences: Influences = no_influences,
+) -> str:
     """Records as text; the same records always give the same text.
 
     Args:
         results: records of any backbones and protocols; each group gets its own tables.
         fmt: ``md``, ``latex`` or ``csv``.
         metrics: which and in which order; None for all, ``fd`` first.
+        influences: what lies beside the records, for paired tests: ``StoredInfluences``.
 
     Raises:
         SolverBenchError: if there are no records, or the format or a metric is unknown.
     """
     if fmt not in FORMATS:
         raise unknown_name("format", fmt, FORMATS, ", ".join(FORMATS))
-    return FORMATS[fmt](results, _chosen(results, metrics))
+    return FORMATS[fmt](results, _chosen(results, metrics), influences)
 
 
-def console(results: Sequence[Result], metrics: Sequence[str] | None = None) -> Group:
+def console(
+    results: Sequence[Result],
+    metrics: Sequence[str] | None = None,
+    influences: Influences = no_influences,
+) -> Group:
     """Records for the terminal: the first metric by NFE, then all metrics of every cell."""
     chosen = _chosen(results, metrics)
     parts: list[RichTable | str] = []
     for group in split(results):
-        tables = _tables(group, chosen)
+        tables = _tables(group, chosen, influences)
         faults = _faults(tables)
         first = tables[0]
         parts.append(_rich(f"{first.facts.label}: {heading(group)}", _grid(first, faults, RICH)))
@@ -101,19 +113,22 @@ def _chosen(results: Sequence[Result], metrics: Sequence[str] | None) -> list[st
     return list(metrics or names)
 
 
-def _tables(group: Sequence[Result], chosen: Sequence[str]) -> list[Table]:
+def _tables(group: Sequence[Result], chosen: Sequence[str], influences: Influences) -> list[Table]:
     """The tables of a group; a metric that none of its records asked for is left out."""
     own = metric_names(group)
     published, views = load_published(), find(group)
     names = [name for name in chosen if name in own] or [own[0] if own else chosen[0]]
-    return [show(build(group, name, published), views, published) for name in names]
+    tables = [build(group, name, published, influences) for name in names]
+    return [show(table, views, published) for table in tables]
 
 
-def _report(results: Sequence[Result], chosen: Sequence[str], markup: Markup) -> str:
+def _report(
+    results: Sequence[Result], chosen: Sequence[str], influences: Influences, markup: Markup
+) -> str:
     """Per group: heading, one table a metric, costs, notes."""
     parts = []
     for group in split(results):
-        tables = _tables(group, chosen)
+        tables = _tables(group, chosen, influences)
         faults = _faults(tables)
         parts.append(markup.heading(markup.escape(heading(group))))
         for table in tables:
@@ -164,13 +179,13 @@ def _name(row: Row, markup: Markup) -> str:
 
 
 def _cell(table: Table, row: Row, nfe: int, faults: Sequence[str], markup: Markup) -> str:
-    """Mean, spread and rank, or the status; then the numbers of its faults."""
+    """Value, error or spread, and rank, or the status; then the numbers of its faults."""
     cell: Cell = row.cells[nfe]
     digits = table.facts.digits
     if cell.mean is None:
         text = markup.escape(cell.status)
     else:
-        spread = "" if cell.std is None else f"{markup.plus_minus}{cell.std:.{digits}f}"
+        spread = "" if cell.error is None else f"{markup.plus_minus}{cell.error:.{digits}f}"
         text = f"{cell.mean:.{digits}f}{spread}"
         text = {1: markup.bold, 2: markup.second}.get(cell.rank, "{}").format(text)
     marks = [faults.index(_fault(row, nfe, fault)) + 1 for fault in cell.faults]
@@ -306,7 +321,7 @@ RICH = Markup(
 )
 
 
-def _csv(results: Sequence[Result], chosen: Sequence[str]) -> str:
+def _csv(results: Sequence[Result], chosen: Sequence[str], influences: Influences) -> str:
     """One line a record, full precision, every metric and cost; empty where not measured."""
     out = io.StringIO()
     lines = [_csv_line(result, chosen) for group in split(results) for result in group]
@@ -335,6 +350,7 @@ def _csv_line(result: Result, chosen: Sequence[str]) -> dict[str, object]:
         "status": result.status,
         "reason": " ".join(result.reason.split()),
         **{name: result.metrics.get(name, "") for name in chosen},
+        **{f"{name}_se": result.errors.get(name, "") for name in chosen},
         "nfe_measured": cost.nfe if cost else "",
         **{
             name: getattr(cost, name) if cost else "" for name in Cost.model_fields if name != "nfe"
@@ -349,8 +365,8 @@ def _csv_line(result: Result, chosen: Sequence[str]) -> dict[str, object]:
     }
 
 
-FORMATS: dict[str, Callable[[Sequence[Result], Sequence[str]], str]] = {
-    "md": lambda results, chosen: _report(results, chosen, MARKDOWN),
-    "latex": lambda results, chosen: _report(results, chosen, LATEX),
+FORMATS: dict[str, Callable[[Sequence[Result], Sequence[str], Influences], str]] = {
+    "md": lambda results, chosen, influences: _report(results, chosen, influences, MARKDOWN),
+    "latex": lambda results, chosen, influences: _report(results, chosen, influences, LATEX),
     "csv": _csv,
 }

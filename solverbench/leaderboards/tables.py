@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from solverbench.baselines.published import Published
 from solverbench.benchmark.results import Cost, MetricFacts, Result
 from solverbench.benchmark.spec import Model, RunSpec, Value
+from solverbench.benchmark.store import Influences
+from solverbench.leaderboards.differences import Estimate, estimate, no_influences, ranks
 
 COST_FIELDS: dict[str, Callable[[Cost], float]] = {
     "s/image": lambda cost: cost.seconds_per_image,
@@ -32,7 +34,9 @@ class Cell:
         status: ``ok``, or the worst status if no seed has a value.
         faults: ``status (seed 1): reason`` for each seed that did not succeed.
         published: what a paper reports for this cell; None if nothing.
-        rank: 1 best and 2 second of the column; 0 else, and for the teacher.
+        rank: 1 better than every other of its column, 2 underlined, as ``differences.ranks`` has
+            it; 0 else, and for the teacher.
+        estimate: the values with what is known of their errors; None where there are none.
     """
 
     values: tuple[float, ...]
@@ -40,6 +44,7 @@ class Cell:
     faults: tuple[str, ...] = ()
     published: Published | None = None
     rank: int = 0
+    estimate: Estimate | None = None
 
     @property
     def mean(self) -> float | None:
@@ -50,6 +55,12 @@ class Cell:
     def std(self) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        """What stands behind ``±``: ``std`` of several seeds, the standard error of one."""
+        alone = self.estimate.se if self.estimate and len(self.values) == 1 else None
+        return alone if self.std is None else self.std
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,12 @@ def metric_names(group: Iterable[Result]) -> list[str]:
     return sorted(names, key=lambda name: name not in ("fd", "fid"))
 
 
-def build(results: Sequence[Result], metric: str, published: Sequence[Published] = ()) -> Table:
+def build(
+    results: Sequence[Result],
+    metric: str,
+    published: Sequence[Published] = (),
+    influences: Influences = no_influences,
+) -> Table:
     """The table of one metric.
 
     Args:
@@ -181,6 +197,7 @@ def build(results: Sequence[Result], metric: str, published: Sequence[Published]
         metric: plugin name.
         published: values to set beside the reproduced ones where both are of the same backbone,
             solver, NFE and metric, and no option known from the paper differs.
+        influences: what lies beside the records, for paired tests.
 
     Raises:
         ValueError: if the records may not share a table.
@@ -190,14 +207,21 @@ def build(results: Sequence[Result], metric: str, published: Sequence[Published]
     rows = []
     for s in found:
         columns = s.nfes if s.is_teacher else nfes
-        cells = {n: _cell(s.at(n), metric, published) for n in columns}
+        cells = {n: _cell(s.at(n), metric, published, influences) for n in columns}
         rows.append(Row(s.title, cells, s.is_teacher))
     facts = [r.metric_facts[metric] for r in results if metric in r.metric_facts]
     about = facts[0] if facts else MetricFacts(label=metric, higher_is_better=False)
+    flags = tuple(dict.fromkeys(flag for fact in facts for flag in fact.flags))
+    about = about.model_copy(update={"flags": flags})
     return Table(metric, about, tuple(nfes), tuple(_rank(rows, nfes, about.higher_is_better)))
 
 
-def _cell(found: Sequence[Result], metric: str, published: Sequence[Published]) -> Cell:
+def _cell(
+    found: Sequence[Result],
+    metric: str,
+    published: Sequence[Published],
+    influences: Influences,
+) -> Cell:
     """One cell from the records of its seeds; none at all is an empty cell."""
     if not found:
         return Cell((), "")
@@ -206,7 +230,7 @@ def _cell(found: Sequence[Result], metric: str, published: Sequence[Published]) 
     faults = tuple(f"{r.status} (seed {r.spec.seed}): {r.reason or 'no reason'}" for r in bad)
     status = "ok" if values else min((r.status for r in bad), default="n/a")
     paper = next((p for p in published if _matches(p, found[0], metric)), None)
-    return Cell(values, status, faults, paper)
+    return Cell(values, status, faults, paper, 0, estimate(found, metric, influences))
 
 
 def _matches(paper: Published, result: Result, metric: str) -> bool:
@@ -222,16 +246,13 @@ def _matches(paper: Published, result: Result, metric: str) -> bool:
 
 
 def _rank(rows: Sequence[Row], nfes: Sequence[int], higher_is_better: bool) -> list[Row]:
-    """Mark best and second of each column; equal means share a rank. The teacher has none."""
+    """Mark what stands out in each column. The teacher is not ranked."""
     ranked = [replace(row, cells=dict(row.cells)) for row in rows]
-    students = [row for row in ranked if not row.is_teacher]
+    students = {i: row for i, row in enumerate(ranked) if not row.is_teacher}
     for nfe in nfes:
-        means = [m for row in students if (m := row.cells[nfe].mean) is not None]
-        best = sorted(set(means), reverse=higher_is_better)[:2] if len(means) > 1 else []
-        for row in students:
-            cell = row.cells[nfe]
-            place = best.index(cell.mean) + 1 if cell.mean in best else 0
-            row.cells[nfe] = replace(cell, rank=place)
+        found = {i: e for i, row in students.items() if (e := row.cells[nfe].estimate)}
+        for i, rank in ranks(found, higher_is_better).items():
+            students[i].cells[nfe] = replace(students[i].cells[nfe], rank=rank)
     return ranked
 
 

@@ -189,5 +189,6 @@ def _row(view: View, table: Table, published: Sequence[Published]) -> Row:
         where = (view.title, view.backbone, table.metric, nfe)
         paper = (p for p in published if (p.method, p.backbone, p.metric, p.nfe) == where)
         rank = taken.rank if view.hidden else 0
-        cells[nfe] = Cell(taken.values, taken.status, tuple(faults), next(paper, None), rank)
+        found = next(paper, None)
+        cells[nfe] = Cell(taken.values, taken.status, tuple(faults), found, rank, taken.estimate)
     return Row(view.title, cells, is_view=True)

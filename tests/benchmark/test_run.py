@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from solverbench import tensorfile
+from solverbench import registry, tensorfile
 from solverbench.backbones.embedded import Embedded
+from solverbench.benchmark.metrics.frechet import FD
 from solverbench.benchmark.run import Run, fit_seeds
 from solverbench.benchmark.sampling import FORMAT
 from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, FitSpec
-from solverbench.benchmark.store import read_record
+from solverbench.benchmark.store import StoredInfluences, influence_path, read_record
 from solverbench.errors import SolverBenchError
 from solverbench.solvers.tableau import Tableau
 from tests.benchmark.cells import FIT, TEACHER, cell
@@ -74,9 +75,57 @@ def test_a_finished_cell_is_read_and_not_run(root: Path, monkeypatch: pytest.Mon
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
 
 
+def test_errors_are_recorded_and_influences_lie_beside_the_record(root: Path) -> None:
+    """40 images of 64 features: no error of the Frechet distances of embeddings, a flag says so."""
+    run = Run(LEARNED, root)
+    result, influences = read_record(run.path), StoredInfluences(root)
+    assert set(result.errors) == {"precision", "recall", "rmse-teacher"}
+    assert "no_se_few_rows" in result.metric_facts["fd"].flags
+    assert influences(result, "fd") is None
+    for name, error in result.errors.items():
+        row = influences(result, name)
+        assert row is not None
+        assert row.shape == (40,)
+        own = row.astype("float64").std(ddof=1) / 40**0.5
+        assert own == pytest.approx(error, rel=1e-6)  # float32 in the file
+    facts = result.metric_facts["recall"]
+    assert (facts.num_generated, facts.num_reference, facts.facts["k"]) == (40, 40, 5)
+    made = result.measurement
+    assert made is not None
+    assert (made.extractor, made.image_size, made.quantisation) == ("digits", (8, 8), "edm")
+    assert made.extractor_sha256
+    assert made.seconds > 0
+
+
+def test_a_record_without_its_influences_stands_and_has_no_paired_test(
+    root: Path, tmp_path: Path
+) -> None:
+    run = Run(cell(metrics=("fd", "rmse-teacher")), tmp_path)
+    result = run.execute()
+    assert StoredInfluences(run.path)(result, "rmse-teacher") is not None
+    influence_path(run.path).unlink()
+    assert run.done() == result
+    assert StoredInfluences(run.path)(result, "rmse-teacher") is None
+    assert StoredInfluences(tmp_path)(result, "rmse-teacher") is None
+
+
+def test_metrics_that_cannot_run_here_are_refused_before_sampling(tmp_path: Path) -> None:
+    class Absent(FD):
+        def prepare(self) -> None:
+            raise SolverBenchError("its weights are not here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry.metrics, "get", lambda name: Absent)
+        with pytest.raises(SolverBenchError, match="its weights are not here"):
+            Run(cell(), tmp_path).execute()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_folders_get_the_same_metrics_bit_for_bit(root: Path, tmp_path: Path) -> None:
     again, first = Run(LEARNED, tmp_path).execute(), read_record(Run(LEARNED, root).path)
     assert again.metrics == first.metrics
+    assert again.errors == first.errors
+    assert again.influences_sha256 == first.influences_sha256
     assert again.conventions == first.conventions
 
 

@@ -28,6 +28,9 @@ def test_the_exact_backbone_conforms_in_every_frame_and_output(frame: str, outpu
     assert [c for c in checks if not c.passed] == []
 
 
-@pytest.mark.parametrize("name", registry.metrics.names())
+WITH_WEIGHTS = {"lpips-teacher"}  # reads VGG16; tried with small weights in tests/benchmark/metrics
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.metrics.names()) - WITH_WEIGHTS))
 def test_every_registered_metric_conforms(name: str) -> None:
     assert [c for c in check_metric(name) if not c.passed] == []

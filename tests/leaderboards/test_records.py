@@ -9,7 +9,7 @@ import pytest
 import solverbench
 from solverbench.benchmark.results import Result
 from solverbench.benchmark.spec import Value
-from solverbench.benchmark.store import read_records
+from solverbench.benchmark.store import StoredInfluences, read_records
 from solverbench.leaderboards.render import render
 
 ROOM = Path(solverbench.__file__).parent / "leaderboards"
@@ -28,7 +28,8 @@ def value(records: list[Result], solver: str, nfe: int, metric: str) -> float:
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in (ROOM / "pages").glob("*.md")))
 def test_a_page_is_the_rendering_of_its_records_and_then_its_remarks(page: str) -> None:
-    text = render(read_records(ROOM / "records" / page), "md")
+    folder = ROOM / "records" / page
+    text = render(read_records(folder), "md", None, StoredInfluences(folder))
     remarks = ROOM / "remarks" / f"{page}.md"
     text += f"\n{remarks.read_text()}" if remarks.exists() else ""
     assert (ROOM / "pages" / f"{page}.md").read_text() == text

@@ -1,11 +1,14 @@
 """Checks of a metric, on drawn features."""
 
+import math
+
 import torch
 
 from solverbench import registry
 from solverbench.benchmark.conformance.checks import Check, UnmetError, content, demand, run_probes
 from solverbench.benchmark.features import reference_of
-from solverbench.benchmark.metrics.base import Metric
+from solverbench.benchmark.metrics.base import Metric, standard_error
+from solverbench.benchmark.results import FLAGS
 from solverbench.images import Features
 
 
@@ -27,6 +30,7 @@ def check_metric(name: str) -> list[Check]:
             "says what it is": lambda: _described(metric),
             "equal sets give the best value": lambda: _best(metric),
             "same features twice give the same value": lambda: _metric_pure(metric),
+            "measuring gives that value with its error": lambda: _measured(metric),
             "features that do not fit are refused": lambda: _refuses(metric),
         }
     )
@@ -66,6 +70,27 @@ def _metric_pure(metric: Metric) -> str:
     first, again = (_value(metric, ours, theirs) for _ in range(2))
     demand(before == content(vars(ours)), "the features that went in were changed")
     return demand(first == again, f"{first:.6g} and {again:.6g}")
+
+
+def _measured(metric: Metric) -> str:
+    ours, theirs = _drawn(1), reference_of(_drawn(2), "drawn")
+    found = metric.measure(generated=ours, reference=theirs)
+    value = metric.compute(generated=ours, reference=theirs)
+    demand(found.value == value, f"measure gave {found.value:.6g}, compute {value:.6g}")
+    unknown = set(found.flags) - set(FLAGS)
+    demand(not unknown, f"flags without an explanation: {', '.join(sorted(unknown))}")
+    if found.se is None:
+        told = any(flag.startswith("no_se") for flag in found.flags)
+        return demand(told, "no error" if told else "no error, and no flag says why")
+    demand(math.isfinite(found.se) and found.se >= 0, f"the error is {found.se}")
+    if found.influence is not None:
+        rows, own = len(found.influence), standard_error(found.influence)
+        demand(rows == len(ours.embedding), f"{rows} influences of {len(ours.embedding)} images")
+        demand(
+            math.isclose(own, found.se, rel_tol=1e-9, abs_tol=1e-12),  # the same float64 numbers
+            f"the influences have the error {own:.6g}, not {found.se:.6g}",
+        )
+    return f"{value:.3g} with error {found.se:.3g}"
 
 
 def _refuses(metric: Metric) -> str:

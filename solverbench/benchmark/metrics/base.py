@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solverbench.benchmark.results import FLAGS as FLAGS
+from solverbench.benchmark.results import LEVEL as LEVEL
 from solverbench.images import Features, Reference, check
 
 Rows = Tensor | NDArray[np.floating]  # features (M, D), or whatever has one row an image
 Fact = str | int | float | bool
-LEVEL = 1.96  # standard errors between two methods that can be told apart
 
 
 class Metric(ABC):
@@ -39,6 +39,13 @@ class Metric(ABC):
     @abstractmethod
     def label(self, extractor_name: str) -> str:
         """How tables call it, with the extractor where the value depends on one."""
+
+    def prepare(self) -> None:  # noqa: B027 - a hook, empty for most
+        """Look whether what it reads is here, before anything slow starts; nothing by default.
+
+        Raises:
+            SolverBenchError: says what is missing.
+        """
 
     @abstractmethod
     def compute(self, *, generated: Features, reference: Reference) -> float:

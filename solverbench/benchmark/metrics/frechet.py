@@ -1,36 +1,36 @@
 """Frechet distances between Gaussians fitted to features, with their errors."""
 
-import math
+import statistics
 from dataclasses import replace
-from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from solverbench.benchmark.metrics.base import (
     Difference,
+    Fact,
     Measured,
     Metric,
     Rows,
-    as_rows,
     paired_difference,
     same_dimensions,
     standard_error,
 )
+from solverbench.benchmark.metrics.gaussians import Gaussian, Side, floor, without_constants
 from solverbench.images import (
     BLOCK,
     INCEPTION_2015,
     Features,
     Moments,
     Reference,
-    Statistics,
     check,
     moments,
 )
 
-Side = Rows | Moments | Statistics
 EXACT = 1e-9  # of the traces: what the quick path may lose at most
 FIXED = "delta method, reference fixed"
+BY_SEED = "delta method, both sides by seed"
 
 
 def frechet_distance(*, generated: Side, reference: Side) -> Measured:
@@ -81,62 +81,6 @@ def paired_frechet(*, generated_a: Rows, generated_b: Rows, reference: Side) -> 
     return paired_difference(distance(a, target), distance(b, target))
 
 
-class Gaussian:
-    """One set of features, and what follows from it, each computed when first asked for.
-
-    Args:
-        given: rows (M, D), or statistics of them.
-
-    Raises:
-        ValueError: for fewer than two rows, NaN or infinity.
-    """
-
-    def __init__(self, given: Side) -> None:
-        self.rows: Tensor | None = None
-        if isinstance(given, Statistics):
-            given = given.moments()
-        if isinstance(given, Moments):
-            if not (given.mu.isfinite().all() and given.sigma.isfinite().all()):
-                raise ValueError("moments hold NaN or infinity.")
-            self.moments = given  # takes the place of the property
-            self.num, self.dim = given.num, len(given.mu)
-        else:
-            self.rows = as_rows(given)
-            self.num, self.dim = self.rows.shape
-
-    def within(self, keep: Tensor) -> "Gaussian":
-        """The same set with some of its features only, ``keep`` (D,), bool."""
-        if self.rows is not None:
-            return Gaussian(self.rows[:, keep])
-        own = self.moments
-        return Gaussian(replace(own, mu=own.mu[keep], sigma=own.sigma[keep][:, keep]))
-
-    @cached_property
-    def moments(self) -> Moments:
-        """Mean and covariance."""
-        assert self.rows is not None
-        return moments(self.rows)
-
-    @cached_property
-    def singular(self) -> bool:
-        """Whether an eigenvalue of the covariance is zero but for rounding."""
-        if self.rows is not None and self.num <= self.dim:
-            return True
-        values = torch.linalg.eigvalsh(self.moments.sigma)
-        return not bool(values[0] > _floor(values))
-
-    @cached_property
-    def factor(self) -> Tensor:
-        """L (D, rank) with L L^T = sigma."""
-        return factor(self.moments.sigma)
-
-    @cached_property
-    def triangle(self) -> Tensor:
-        """L (D, D), cheaper than ``factor``, for a covariance that is not singular."""
-        lower, failed = torch.linalg.cholesky_ex(self.moments.sigma)
-        return self.factor if failed else lower
-
-
 def distance(x: Gaussian, y: Gaussian) -> Measured:
     """What ``frechet_distance`` returns, of sets whose factors may serve again.
 
@@ -148,35 +92,28 @@ def distance(x: Gaussian, y: Gaussian) -> Measured:
         ValueError: where D differs.
     """
     value, algorithm = squared_distance(x, y)
-    u, v = without_constants(x, y)
-    influence = _influence(u, v) if _without_error(u) is None else None
-    told = replace(_described(u, v, influence, FIXED), dim=x.dim)
-    return replace(told, value=value, facts={"algorithm": algorithm})
+    return replace(_with_error(value, x, y), facts={"algorithm": algorithm})
 
 
-def without_constants(x: Gaussian, y: Gaussian) -> tuple[Gaussian, Gaussian]:
-    """Both sets without the features that vary in neither, such as units that are never active.
+def _with_error(value: float, x: Gaussian, y: Gaussian, by_seed: bool = False) -> Measured:
+    """A value with what the delta method says of it.
 
-    These add their squared shift to the distance and nothing to its error; left in, they would
-    make both covariances singular.
+    Args:
+        value: the distance.
+        x: generated.
+        y: reference; held fixed, unless its rows were drawn by the seeds of those of x.
+        by_seed: whether they were.
     """
-    if x.num <= x.dim and x.rows is not None:
-        return x, y
-    keep = torch.zeros(x.dim, dtype=torch.bool)
-    for one in (x, y):
-        variances = one.moments.sigma.diagonal()
-        keep |= variances > len(variances) * torch.finfo(variances.dtype).eps * variances.max()
-    return (x, y) if keep.all() or not keep.any() else (x.within(keep), y.within(keep))
-
-
-def _described(x: Gaussian, y: Gaussian, influence: Tensor | None, method: str) -> Measured:
-    """All but the value."""
-    reason = _without_error(x)
-    flags = ("rank_deficient",) if x.singular or y.singular else ()
+    u, v = without_constants(x, y)
+    reason = _without_error(u) or (_without_error(v) if by_seed else None)
+    influence = None if reason else _influence(u, v)
+    if influence is not None and by_seed:
+        influence = influence + _influence(v, u)
+    flags = ("rank_deficient",) if u.singular or v.singular else ()
     return Measured(
-        value=math.nan,
+        value=value,
         se=None if influence is None else standard_error(influence),
-        se_method="" if influence is None else method,
+        se_method="" if influence is None else BY_SEED if by_seed else FIXED,
         num_generated=x.num,
         num_reference=y.num,
         dim=x.dim,
@@ -216,6 +153,16 @@ def squared_distance(x: Gaussian, y: Gaussian) -> tuple[float, str]:
     return _from_factors(x, y), "B"
 
 
+def mean_of_halves(rows: Tensor, reference: Gaussian, splits: int = 3, seed: int = 0) -> float:
+    """Mean distance of both halves of rows (M, D), split at random several times."""
+    rng, found, half = torch.Generator().manual_seed(seed), list[float](), len(rows) // 2
+    for _ in range(splits):
+        order = torch.randperm(len(rows), generator=rng)
+        for part in (order[:half], order[half:]):
+            found.append(squared_distance(Gaussian(rows[part]), reference)[0])
+    return statistics.fmean(found)
+
+
 def _product(x: Gaussian, y: Gaussian) -> Tensor:
     """L^T S1 L, symmetric, with S2 = L L^T."""
     root = y.factor if y.singular else y.triangle
@@ -242,7 +189,7 @@ def _influence(x: Gaussian, y: Gaussian) -> Tensor:
     assert x.rows is not None
     root = y.factor if y.singular else y.triangle
     values, vectors = torch.linalg.eigh(_product(x, y))
-    keep = values > _floor(values)
+    keep = values > floor(values)
     root = (root @ vectors[:, keep]) * values[keep].pow(-0.25)  # T = root root^T
     shift, parts = x.moments.mu - y.moments.mu, []
     for part in torch.split(x.rows, BLOCK):
@@ -301,59 +248,65 @@ def from_rows(generated: Tensor, reference: Tensor) -> float:
     return _total(shift, x.square().sum() + y.square().sum(), x @ y.T)
 
 
-def factor(sigma: Tensor) -> Tensor:
-    """L (D, rank) with L L^T = sigma (D, D); drops eigenvalues below D eps times the largest."""
-    values, vectors = torch.linalg.eigh(sigma)
-    keep = values > _floor(values)
-    root: Tensor = vectors[:, keep] * values[keep].sqrt()
-    return root
-
-
-def _floor(values: Tensor) -> Tensor:
-    """Below this an eigenvalue, of some in ascending order, is zero but for rounding."""
-    return len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0)
-
-
 def _total(shift: Tensor, traces: Tensor, root: Tensor) -> float:
     value = shift.square().sum() + traces - 2 * torch.linalg.svdvals(root).sum()
     return max(float(value), 0.0)  # equal inputs give about -1e-13
 
 
-class FD(Metric):
-    """Frechet distance of embeddings to the data set."""
+class Frechet(Metric):
+    """What the three have in common.
+
+    Attributes:
+        word: the metric's name in tables.
+    """
 
     higher_is_better = False
-    against = "data"
-    digits = 2
+    against: ClassVar[Literal["data", "teacher"]] = "data"
+    digits = 3
     reads_images = False
+    word: ClassVar[str]
+
+    def label(self, extractor_name: str) -> str:
+        """``FD-T[extractor]`` and the like."""
+        return f"{self.word}[{extractor_name}]"
+
+
+class FD(Frechet):
+    """Frechet distance of embeddings to the data set."""
+
+    word = "FD"
+    digits = 2
     about = "Frechet distance of embeddings to the data set; FID only of the 2015 Inception"
 
     def label(self, extractor_name: str) -> str:
         """``FD[extractor]``; ``FID`` for the 2015 Inception, and for no other network."""
-        return "FID" if extractor_name in INCEPTION_2015 else f"FD[{extractor_name}]"
+        return "FID" if extractor_name in INCEPTION_2015 else super().label(extractor_name)
 
     def compute(self, *, generated: Features, reference: Reference) -> float:
         """Squared distance; from moments, which hold more images than the kept rows."""
         return from_moments(moments(generated.embedding), reference.embedding)
 
     def measure(self, *, generated: Features, reference: Reference) -> Measured:
-        """With the error of the delta method, the data set held fixed."""
+        """With the error of the delta method, the data set held fixed.
+
+        ``facts["value_inf"]`` is the half-split estimate for infinitely many images, where halves
+        have more rows than dimensions.
+        """
         value = self.compute(generated=generated, reference=reference)
-        return _with_error(value, generated.embedding, reference.embedding)
+        x, y = Gaussian(generated.embedding), Gaussian(reference.embedding)
+        found, facts = _with_error(value, x, y), dict[str, Fact]()
+        if x.num // 2 > x.dim:
+            facts["value_inf"] = 2 * value - mean_of_halves(generated.embedding, y)
+            facts["value_inf_method"] = "half split"
+        return replace(found, facts=facts)
 
 
-class FDTeacher(Metric):
+class FDTeacher(Frechet):
     """Frechet distance of embeddings to the teacher's samples of the same seeds."""
 
-    higher_is_better = False
+    word = "FD-T"
     against = "teacher"
-    digits = 3
-    reads_images = False
     about = "Frechet distance of embeddings to the teacher's samples of the same seeds"
-
-    def label(self, extractor_name: str) -> str:
-        """``FD-T[extractor]``."""
-        return f"FD-T[{extractor_name}]"
 
     def compute(self, *, generated: Features, reference: Reference) -> float:
         """Squared distance; from rows where these are too few for a covariance of full rank."""
@@ -368,31 +321,16 @@ class FDTeacher(Metric):
         Held fixed, they would make the error far too wide: both sides move together.
         """
         value, rows = self.compute(generated=generated, reference=reference), reference.features
-        if rows is None or len(rows.embedding) != len(generated.embedding):
-            return _with_error(value, generated.embedding, reference.embedding)
-        x, y = Gaussian(generated.embedding), Gaussian(rows.embedding)
-        pair = None
-        if _without_error(x) is None and _without_error(y) is None:
-            pair = _influence(x, y) + _influence(y, x)
-        found = _described(x, y, pair, "delta method, rows of both sides by seed")
-        flags = (
-            found.flags if pair is not None or _without_error(x) else (*found.flags, "no_se_cut")
-        )
-        return replace(found, value=value, flags=flags)
+        by_seed = rows is not None and len(rows.embedding) == len(generated.embedding)
+        theirs = rows.embedding if rows is not None and by_seed else reference.embedding
+        return _with_error(value, Gaussian(generated.embedding), Gaussian(theirs), by_seed)
 
 
-class FDTexture(Metric):
+class FDTexture(Frechet):
     """Frechet distance of early activations, blind to what is shown, to the data set."""
 
-    higher_is_better = False
-    against = "data"
-    digits = 3
-    reads_images = False
+    word = "FD-texture"
     about = "Frechet distance of channel means and deviations of two early stages to the data set"
-
-    def label(self, extractor_name: str) -> str:
-        """``FD-texture[extractor]``."""
-        return f"FD-texture[{extractor_name}]"
 
     def compute(self, *, generated: Features, reference: Reference) -> float:
         """Squared distance.
@@ -407,11 +345,4 @@ class FDTexture(Metric):
     def measure(self, *, generated: Features, reference: Reference) -> Measured:
         """With the error of the delta method, the data set held fixed."""
         value = self.compute(generated=generated, reference=reference)
-        return _with_error(value, generated.texture, reference.texture)
-
-
-def _with_error(value: float, rows: Tensor, reference: Moments) -> Measured:
-    """A value with what the delta method says of it."""
-    x, y = Gaussian(rows), Gaussian(reference)
-    influence = _influence(x, y) if _without_error(x) is None else None
-    return replace(_described(x, y, influence, FIXED), value=value)
+        return _with_error(value, Gaussian(generated.texture), Gaussian(reference.texture))

@@ -107,8 +107,8 @@ def _grown(points: Tensor, centres: Tensor, k: int, max_memory: int) -> tuple[Te
 
     Distances are rounded: an error does not need those of ``balls``.
     """
-    mean, num = centres.double().mean(dim=0), len(centres)
-    x, y = ((rows.double() - mean).float() for rows in (points, centres))
+    mean, num = centres.mean(dim=0, dtype=torch.float64).float(), len(centres)
+    x, y = (rows.float() - mean for rows in (points, centres))
     step = max(1, max_memory // (PAIR * num))
     nearest, nexts, members = [], [], []
     with torch.no_grad(), full_float32():

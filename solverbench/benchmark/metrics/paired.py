@@ -223,6 +223,10 @@ class LPIPSTeacher(ToTeacher):
         """
         return LPIPS(Undecoded())
 
+    def prepare(self) -> None:
+        """Read the weights once."""
+        self.function()
+
     def images(self, generated: Features, reference: Reference) -> tuple[Tensor, Tensor]:
         """The decoded images of both sides.
 

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 
 from solverbench.benchmark.metrics.base import Fact, Measured, Rows, as_rows
-from solverbench.benchmark.metrics.frechet import Gaussian, Side, distance, squared_distance
+from solverbench.benchmark.metrics.frechet import distance, mean_of_halves, squared_distance
+from solverbench.benchmark.metrics.gaussians import Gaussian, Side
 
 LEAST_BLOCKS = 3
 SMALLEST = 5000  # rows of the smallest subset of FD-infinity
@@ -104,19 +105,12 @@ def half_split(*, generated: Rows, reference: Side, splits: int = 3, seed: int =
     rows, target = as_rows(generated), Gaussian(reference)
     if len(rows) < 4 or splits < 1:
         raise ValueError(f"needs four rows and one split; got {len(rows)} and {splits}.")
-    whole, half = distance(Gaussian(rows), target), len(rows) // 2
-    rng, found = torch.Generator().manual_seed(seed), []
-    for _ in range(splits):
-        order = torch.randperm(len(rows), generator=rng)
-        found += [
-            squared_distance(Gaussian(rows[part]), target)[0]
-            for part in (order[:half], order[half:])
-        ]
+    whole = distance(Gaussian(rows), target)
     facts: dict[str, Fact] = {"method": "half split", "splits": splits, "seed": seed}
     return replace(
         whole,
-        value=2 * whole.value - statistics.fmean(found),
-        flags=_flags(whole.flags, half, whole.dim),
+        value=2 * whole.value - mean_of_halves(rows, target, splits, seed),
+        flags=_flags(whole.flags, len(rows) // 2, whole.dim),
         facts=facts | {"plain": whole.value},
     )
 
