@@ -160,25 +160,30 @@ def show_plan(recipe: Any, root: Path, jobs: int, as_json: bool) -> None:
 @click.option("--option", "pairs", multiple=True, help="Of the solver: key=value.")
 @click.option("--backbone-option", "others", multiple=True, help="Of the backbone: key=value.")
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
+@click.option("--png", type=click.Path(path_type=Path), help="Folder of a PNG for each seed too.")
 @FETCH
 def sample(
     source: str,
-    backbone: str,
     nfe: int | None,
     seeds: tuple[int, ...],
     out: Path,
+    png: Path | None,
     fetch: bool,
-    **options: tuple[str, ...],
+    **options: Any,
 ) -> None:
-    """Write a grid of samples; SOURCE is a solver's name or a tableau file."""
+    """Write a grid of samples; SOURCE is a solver's name or a tableau file.
+
+    Then `solverbench evaluate FOLDER --reference ...` measures the folder of --png.
+    """
     from solverbench.benchmark.spec import Named
     from solverbench.commands import sample_to
     from solverbench.inventory import files_of
 
-    named = Named(name=backbone, options=options_of(options["others"]))
+    named = Named(name=options["backbone"], options=options_of(options["others"]))
     get_files(files_of(named), fetch, quiet=False)
-    tableau = sample_to(out, source, named, nfe, options_of(options["pairs"]), seeds)
-    click.echo(f"{len(seeds)} samples of {tableau.meta['title']}, {tableau.nfe} NFE, in {out}")
+    tableau = sample_to(out, source, named, nfe, options_of(options["pairs"]), seeds, png)
+    places = f"{out}; each as PNG in {png}" if png else str(out)
+    click.echo(f"{len(seeds)} samples of {tableau.meta['title']}, {tableau.nfe} NFE, in {places}")
 
 
 @main.command()
@@ -203,12 +208,13 @@ def table(folder: Path, fmt: str, metrics: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("name")
-def check(name: str) -> None:
+@click.option("--backbone-option", "others", multiple=True, help="Of a backbone: key=value.")
+def check(name: str, others: tuple[str, ...]) -> None:
     """Check that a solver, backbone or metric plugin keeps its contract (on the CPU)."""
     from solverbench.inventory import check_plugin
 
     failed = 0
-    for done in check_plugin(name):
+    for done in check_plugin(name, options_of(others)):
         failed += not done.passed
         click.echo(f"{'ok  ' if done.passed else 'FAIL'} {done.title}: {done.detail}")
     if failed:
@@ -223,7 +229,8 @@ def show(file: Path, as_json: bool) -> None:
     """Show what a file is: the times and coefficients of a tableau, or facts about weights.
 
     FILE is a tableau, a published pickle or checkpoint, a safetensors file, or a folder of
-    diffusers. No network is built and nothing in the file is run.
+    diffusers. Of its tensors only the headers are read: no network is built, nothing in the file
+    is run, and its own checksum is not checked.
     """
     from rich.console import Console
 

@@ -60,16 +60,18 @@ def student(
     file: Path, backbone: str, others: tuple[str, ...], out: Path | None, **choice: object
 ) -> None:
     """Turn a trained GS or GAS into a tableau; the last time is not in the file, see --t-min."""
-    from solverbench.benchmark.importing.student import Student, import_student
+    from solverbench.benchmark.importing.student import ORDER_CHECKS, Student, import_student
     from solverbench.benchmark.load import load_backbone
 
     path = out or Path(file.with_suffix(".safetensors").name)
     loaded = load_backbone(backbone, **options_of(others))
     tableau = import_student(file, loaded, path, Student(**choice))  # type: ignore[arg-type]
     found = tableau.meta["imported"]
+    lacking = "" if found["order_checks"] == ORDER_CHECKS else ", for its model names no tensors"
+    checked = f"{found['order_checks']} of {ORDER_CHECKS} checks of the order applied{lacking}"
     click.echo(
         f"{tableau.meta['title']}, {tableau.nfe} NFE, weights {found['weights']} of step "
-        f"{found['step']}, ends at t = {tableau.meta['t_min']:g}, in {path}"
+        f"{found['step']}, ends at t = {tableau.meta['t_min']:g}, in {path}; {checked}"
     )
 
 
@@ -79,6 +81,7 @@ def _bar(quiet: bool) -> Iterator["Progress"]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True, quiet=quiet)) as bar:
+    screen = Console(stderr=True)
+    with Bar(console=screen, disable=quiet or not screen.is_terminal) as bar:
         task = bar.add_task("rows", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from solverbench.errors import MissingWeightsError, SolverBenchError
+from solverbench.errors import MissingWeightsError, SolverBenchError, shown
 
 MAX_RANGE = 100_000  # numbers that one word may stand for
 BACKBONE = click.option("--backbone", default="cifar16", show_default=True, help="Plugin.")
@@ -15,7 +15,7 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress.")
 
 
 class Group(click.Group):
-    """Prints our own errors in one line; all else keeps its traceback.
+    """Prints our own errors, and the system's about files, in one line; the rest has a traceback.
 
     Exit code 2, or 3 where published files are missing.
     """
@@ -26,15 +26,17 @@ class Group(click.Group):
             return super().invoke(ctx)
         except SolverBenchError as error:
             _fail(ctx, str(error), 3 if isinstance(error, MissingWeightsError) else 2)
-        except NoArgsIsHelpError:
+        except (NoArgsIsHelpError, BrokenPipeError):
             raise
+        except OSError as error:
+            _fail(ctx, f"{shown(str(error.filename or 'a file'))}: {error.strerror or error}")
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "solverbench"
             _fail(ctx, f"{error.format_message()} See: {path} --help")
 
 
 def _fail(ctx: click.Context, message: str, code: int = 2) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {shown(' '.join(message.split()), len(message))}", err=True)
     ctx.exit(code)
 
 

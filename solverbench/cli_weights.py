@@ -73,6 +73,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     found = [published.verify(name) for name in dict.fromkeys(chosen)]
     if as_json:
         click.echo(json.dumps([verdict._asdict() for verdict in found], indent=1))
+    elif not found:
+        click.echo(f"no published file is in {published.folder()}")
     else:
         for verdict in found:
             click.echo(f"{verdict.state:<9} {verdict.name}: {verdict.detail}")

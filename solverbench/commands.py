@@ -16,7 +16,16 @@ from torch import Tensor
 
 from solverbench import registry, weights
 from solverbench.baselines.recipe import Recipe, cells, load_recipe, recipe_names
-from solverbench.benchmark.estimate import Rates, estimate, measured_rates, price_rates, size_of
+from solverbench.benchmark.estimate import (
+    GRADIENT,
+    Rates,
+    estimate,
+    measured_rates,
+    price_rates,
+    size_of,
+)
+from solverbench.benchmark.features import quantised
+from solverbench.benchmark.folders import write_folder
 from solverbench.benchmark.launch import Listener, cost_of, plan, run_all, title_of
 from solverbench.benchmark.load import is_learnable, load_backbone, load_solver
 from solverbench.benchmark.results import Result
@@ -173,7 +182,10 @@ def dry_run(recipe: Recipe, root: Path, jobs: int) -> tuple[list[str], SolverBen
     except SolverBenchError as error:
         fault, titles = error, [(title_of(spec), cost_of(spec)) for spec in specs]
     lines += [f"{title:<28} cost {cost:>12,.0f}" for title, cost in titles]
-    lines.append("cost: network rows of fit and samples; a row with gradients counts as 3.5")
+    lines.append(
+        "cost: network evaluations of fits and samples, one a sample and call (guidance makes each "
+        f"two network rows); one with gradients counts as {GRADIENT:g}"
+    )
     if fault is None:
         lines.append(f"{len(specs) - len(todo)} of {len(specs)} cells are finished in {root}")
     lines += [f"missing: {_shortage(name, recipe.backbone.name)}" for name in missing]
@@ -281,8 +293,9 @@ def sample_to(
     nfe: int | None,
     options: dict[str, Any],
     seeds: Sequence[int],
+    folder: Path | None = None,
 ) -> Tableau:
-    """Write a grid of samples.
+    """Write a grid of samples, and on demand each of them.
 
     Args:
         path: PNG to write.
@@ -291,6 +304,7 @@ def sample_to(
         nfe: for a solver; a tableau knows its own.
         options: of the solver.
         seeds: one image each.
+        folder: of a PNG for each seed, which ``solverbench evaluate`` reads.
 
     Returns:
         What was sampled with.
@@ -304,7 +318,18 @@ def sample_to(
     images = images_of(backbone, tableau, seeds)
     columns = round(len(images) ** 0.5) or 1
     write_png(path, tile(images, columns, _scale(images)))
+    if folder is not None:
+        _write_each(folder, images, backbone.name, seeds)
     return tableau
+
+
+def _write_each(folder: Path, images: Tensor, backbone: str, seeds: Sequence[int]) -> None:
+    """A PNG for each seed, 8 bits by the convention of the backbone."""
+    try:
+        pixels = quantised(images, registry.backbones.get(backbone).quantisation)
+        write_folder(folder, pixels, seeds)
+    except ValueError as error:  # not finite, or neither grey nor in colours
+        raise SolverBenchError(f"no PNG of these samples: {error}") from error
 
 
 def tableau_of(source: str, backbone: Named, nfe: int | None, options: dict[str, Any]) -> Tableau:

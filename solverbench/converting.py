@@ -1,5 +1,6 @@
 """Published pickles and checkpoints to safetensors, each with a model card; nothing is run."""
 
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from solverbench import discriminator, published_discriminator, weights
 from solverbench.backbones import edm_files, ldm_files
 from solverbench.errors import SolverBenchError
-from solverbench.files import write_text
-from solverbench.inspecting import Facts, sha256_of_file, weights_facts
+from solverbench.files import sha256_of, write_text
+from solverbench.inspecting import Facts, weights_facts
+from solverbench.sources import expect_file
 
 
 class Converter(NamedTuple):
@@ -40,6 +42,7 @@ def convert(file: Path, out: Path | None = None, config: Path | None = None) -> 
     Raises:
         SolverBenchError: for a file that is damaged, foreign, hostile, or safetensors already.
     """
+    expect_file(file, "what can be converted")
     made = out or file.with_suffix(".safetensors")
     if made.suffix != ".safetensors":
         raise SolverBenchError(f"--out is {made}; its name must end with .safetensors")
@@ -51,7 +54,7 @@ def convert(file: Path, out: Path | None = None, config: Path | None = None) -> 
             write_text(card, _card(file, facts))
             return made, card
     known = ", ".join(converter.kind for converter in CONVERTERS)
-    raise SolverBenchError(f"{file} is a {facts['kind']}; what can be converted: {known}")
+    raise SolverBenchError(f"{file}: {facts['kind']}; what can be converted: {known}")
 
 
 def _edm(file: Path, made: Path, config: Path | None) -> None:
@@ -61,7 +64,7 @@ def _edm(file: Path, made: Path, config: Path | None) -> None:
 def _r3gan(file: Path, made: Path, config: Path | None) -> None:
     """D without its label embedding, in float32, with the types that its stages compute in."""
     network = published_discriminator.load_published(file, "stored")
-    facts = {"file_sha256": sha256_of_file(file)}
+    facts = {"file_sha256": sha256_of(file)}
     discriminator.save(made, network, facts, dtype=torch.float32)
 
 
@@ -86,7 +89,8 @@ def _card(file: Path, facts: Facts) -> str:
         lines += [item.about, "", f"Origin: {item.origin}", ""]
     licence = item.licence if item else "unknown; see where the file came from"
     lines += [f"Licence of the weights: {licence}.", "", "| | |", "| --- | --- |"]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in facts.items() if value != ""]
+    cells = [(_escaped(key), _cell(value)) for key, value in facts.items() if value != ""]
+    lines += [f"| {key} | {value} |" for key, value in cells]
     who = f"solverbench {version('solverbench')}"
     made = f"Converted from `{file.name}` by {who}; no code in it was run."
     return "\n".join([*lines, "", made, ""])
@@ -94,5 +98,10 @@ def _card(file: Path, facts: Facts) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        return _escaped(", ".join(f"{key} {inner}" for key, inner in value.items()))
+    return f"{value:,}" if isinstance(value, int) else _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\|`<>\[\]&!])", r"\\\1", text)

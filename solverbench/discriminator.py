@@ -24,6 +24,7 @@ from solverbench.errors import SolverBenchError
 FORMAT = "solverbench-discriminator-1"
 LOSSES = ("relativistic", "traditional")
 PRECISIONS = ("float32", "stored")
+MOST_STAGES = 12  # 8192 pixels a side
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -167,7 +168,10 @@ def of_state(state: dict[str, Tensor]) -> R3GANDiscriminator:
     """
     try:
         widths, cardinalities, blocks = list[int](), list[int](), list[int]()
-        for s in range(len({key.split(".")[1] for key in state if key.startswith("Main")})):
+        stages = {key.split(".")[1] for key in state if key.startswith("Main")}
+        if len(stages) > MOST_STAGES:
+            raise ValueError("too many stages")
+        for s in range(len(stages)):
             first = f"MainLayers.{s}.Layers.0.LinearLayer"
             inner, width = state[f"{first}1.Layer.weight"].shape[:2]
             widths.append(width)
@@ -214,10 +218,11 @@ def load(path: Path, precision: str = "float32") -> R3GANDiscriminator:
     for key in tensors:
         tensors[key] = tensors[key].float()  # one by one, for no two copies of all
     made = of_state(tensors)
-    names = facts.get("stage_dtypes") or ()
+    names = facts.get("stage_dtypes", [])
+    known = type(names) is list and all(type(n) is str and n in DTYPES for n in names)
+    if not known or len(names) not in (0, len(made.MainLayers)):
+        raise SolverBenchError(f"{path}: the stages of the discriminator have no types")
     if precision == "stored" and names:
-        if not DTYPES.keys() >= set(names) or len(names) != len(made.MainLayers):
-            raise SolverBenchError(f"{path}: the stages of the discriminator have no types")
         made.dtypes = tuple(DTYPES[name] for name in names)
     return made
 

@@ -13,14 +13,26 @@ class MissingWeightsError(SolverBenchError):
 
     Args:
         names: of the files, as ``solverbench weights list`` shows them.
+        text: what is said; the command that fetches them by default.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], text: str = "") -> None:
         self.names = tuple(names)
-        listed = " ".join(self.names)
+        missing, listed = ", ".join(self.names), " ".join(self.names)
         super().__init__(
-            f"missing: {', '.join(self.names)}. Get it with: solverbench weights fetch {listed}"
+            text or f"missing: {missing}. Get it with: solverbench weights fetch {listed}"
         )
+
+
+def shown(text: str, most: int = 200) -> str:
+    """Foreign text for a terminal or a page: what cannot be printed is escaped, the end cut off.
+
+    Args:
+        text: anything, lone surrogates and control characters too.
+        most: letters that are kept.
+    """
+    cut = text[:most] + ("..." if len(text) > most else "")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], where: str) -> SolverBenchError:

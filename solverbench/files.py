@@ -1,11 +1,15 @@
 """Writing files so that a reader never sees half of one. No torch here."""
 
 import contextlib
+import glob
 import hashlib
 import os
+import platform
 from pathlib import Path
 
 from solverbench.errors import SolverBenchError
+
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # of names of files on the way
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -18,9 +22,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         SolverBenchError: if the folder cannot be made or the file cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
@@ -33,6 +38,26 @@ def write_bytes(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone after the rename; left over after a fault
             aside.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that were killed left beside a file."""
+    if os.name != "posix":  # elsewhere asking for a process could end it
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}.*.tmp"):
+        pid = left.suffixes[-2][1:]
+        if pid.isdecimal() and not _alive(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

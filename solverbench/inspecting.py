@@ -1,9 +1,6 @@
 """What a weights file or folder is: no network is built, nothing is run."""
 
-import hashlib
-import json
 import math
-import zipfile
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -13,14 +10,15 @@ import numpy as np
 
 from solverbench import published_discriminator, tensorfile
 from solverbench.backbones import edm_files, ldm_files, sd_files
-from solverbench.errors import SolverBenchError
-from solverbench.sources import open_source, refuse
-from solverbench.torchfile import Stored, module_tensors, read_pickle
-from solverbench.unpickle import Record
+from solverbench.errors import SolverBenchError, shown
+from solverbench.files import sha256_of
+from solverbench.sources import expect_file, open_source, refuse
+from solverbench.torchfile import ZIPPED, Stored, zip_parts
 
 Facts = dict[str, Any]
 PERSISTENT = b"_reconstruct_persistent_obj"  # a name that pickles of EDM begin with
 START = 1 << 16  # bytes in which it stands
+MOST = 100  # entries of a foreign list that are shown
 OURS = "solverbench-"
 BUFFERS = ("resample_filter", "freqs", "u")  # tensors that are no parameters
 KNOWN = (
@@ -31,9 +29,8 @@ KNOWN = (
 
 def form_of(path: Path) -> str:
     """The layout that a safetensors file names, such as ``solverbench-tableau-1``; else empty."""
-    if not path.is_file() or _start(path)[:1] in (b"\x80", b"P"):
-        return ""
     try:
+        expect_file(path, "safetensors")
         with open_source(path) as source:
             return tensorfile.inspect(source)[1].get("format", "")
     except SolverBenchError:
@@ -52,12 +49,19 @@ def weights_facts(path: Path) -> Facts:
     Raises:
         SolverBenchError: for what is missing, damaged, or of no known kind; one line.
     """
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise SolverBenchError(f"{path} is missing")
-    start = _start(path)
-    if start[:4] == b"PK\x03\x04":
+    return {str(_plain(key)): _plain(value) for key, value in _facts(path).items()}
+
+
+def _facts(path: Path) -> Facts:
+    try:
+        if path.is_dir():
+            return _folder(path)
+    except OSError:
+        pass  # said by what follows
+    expect_file(path, "a file of weights")
+    with open_source(path) as source:
+        start = source.at(0, min(START, source.size))
+    if start[:4] == ZIPPED:
         found = _archive(path)
     elif start[:1] == b"\x80":
         found = _edm(path) if PERSISTENT in start else _r3gan(path)
@@ -65,18 +69,19 @@ def weights_facts(path: Path) -> Facts:
         found = _safetensors(path)
     else:
         raise SolverBenchError(f"{path} is none of: {KNOWN}")
-    return found if "sha256" in found else found | {"sha256": sha256_of_file(path)}
+    return found if "sha256" in found else found | {"sha256": sha256_of(path)}
 
 
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(START)
-
-
-def sha256_of_file(path: Path) -> str:
-    """The checksum of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _plain(value: Any) -> Any:
+    """A foreign value for a terminal or a page: escaped and cut, whatever it holds."""
+    if isinstance(value, dict):
+        first = islice(value.items(), MOST)
+        return {str(_plain(key)): _plain(inner) for key, inner in first}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value[:MOST]]
+    whole = isinstance(value, int) and abs(value) < 1 << 63
+    finite = isinstance(value, float) and math.isfinite(value)
+    return value if value is None or whole or finite else shown(str(value))
 
 
 def _edm(path: Path) -> Facts:
@@ -103,53 +108,32 @@ def _edm_facts(kind: str, facts: Facts, tensors: dict[str, Stored]) -> Facts:
 
 
 def _r3gan(path: Path) -> Facts:
-    tensors, stages = _r3gan_parts(path)
+    with open_source(path) as source:
+        tensors, stages = published_discriminator.inspect(source)
     weights = {k: v for k, v in tensors.items() if not k.endswith("Resampler.Kernel")}
-    classes = weights.get("EmbeddingLayer.weight")
-    channels, side = weights["ExtractionLayer.Layer.weight"].shape[1], 2 << len(stages)
+    classes, channels = weights.get("EmbeddingLayer.weight"), _channels(weights)
+    side = 2 << len(stages)
     return {
         "kind": "R3GAN discriminator, published pickle",
         "architecture": f"{len(stages)} stages, {channels} x {side} x {side} pixels",
-        "classes": classes.shape[1] if classes else 0,
+        "classes": (classes.shape or (0,))[-1] if classes else 0,
         "parameters": _count(weights.values()),
         "stages compute in": ", ".join(stages),
         "dtype": _dtypes(weights.values()),
     }
 
 
-def _r3gan_parts(path: Path) -> tuple[dict[str, Stored], tuple[str, ...]]:
-    """Tensors of a published discriminator, and the type that each stage computes in.
-
-    Raises:
-        SolverBenchError: for a file that is none.
-    """
-    with open_source(path) as source:
-        tree = read_pickle(source, published_discriminator.NAMES)
-        network = tree.get("D") if isinstance(tree, dict) else None
-        if type(network) is not Record:
-            refuse(f"it is a pickle without a network under 'ema' or 'D'; known are {KNOWN}")
-        prefix = published_discriminator.PREFIX
-        found = {k.removeprefix(prefix): v for k, v in module_tensors(network).items()}
-        if "ExtractionLayer.Layer.weight" not in found:
-            refuse("its network under 'D' is no R3GAN discriminator")
-        return found, _stage_types(network)
-
-
-def _stage_types(network: Record) -> tuple[str, ...]:
-    """Names of the types, in order; their modules have been checked."""
-    inner = network.state["_modules"].get("Model", network)
-    stages = inner.state["_modules"].get("MainLayers") if type(inner) is Record else None
-    children = stages.state["_modules"].values() if type(stages) is Record else ()
-    return tuple(str(getattr(c.state.get("DataType"), "name", "unknown")) for c in children)
+def _channels(weights: dict[str, Stored]) -> int:
+    first = weights.get("ExtractionLayer.Layer.weight")
+    if first is None or len(first.shape) != 4:
+        refuse("its network under 'D' is no R3GAN discriminator")
+    return first.shape[1]
 
 
 def _archive(path: Path) -> Facts:
     """A zip file: of ``torch.save`` or of numpy."""
-    try:
-        with zipfile.ZipFile(path) as opened:
-            names = opened.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise SolverBenchError(f"{path} is a damaged zip file: {error}") from error
+    with open_source(path) as source:
+        names = [part.filename for part in zip_parts(source)]
     if any(name.endswith("data.pkl") for name in names):
         return _ldm(path)
     if {"mu.npy", "sigma.npy"} <= set(names):
@@ -202,38 +186,31 @@ def _safetensors(path: Path) -> Facts:
     with open_source(path) as source:
         tensors, head = tensorfile.inspect(source)
         form = head.get("format", "")
-        said = _said(head) if form.startswith(OURS) else {}
+        said = tensorfile.facts_in(head) if form.startswith(OURS) else {}
+        if form == edm_files.FORMAT:
+            facts = edm_files.facts_of(said)
+            told = _edm_facts(f"EDM network, {form}", facts._asdict(), tensors)
+            return told | {"published file sha256": facts.file_sha256}
     if form == ldm_files.FORMAT:
         found = _ldm(path)
         return found | {
             "kind": f"LDM, {form}",
             "published file sha256": found["sha256"],
-            "sha256": sha256_of_file(path),
-        }
-    if form == edm_files.FORMAT:
-        return _edm_facts(f"EDM network, {form}", said, tensors) | {
-            "published file sha256": said.get("file_sha256", "")
+            "sha256": sha256_of(path),
         }
     first = ", ".join(f"{k} {list(v.shape)}" for k, v in islice(tensors.items(), 3))
-    known = form.startswith(OURS)
-    return {
-        "kind": form if known else "safetensors file of another project",
-        **said,
-        "tensors": f"{len(tensors)}: {first}{', ...' if len(tensors) > 3 else ''}",
-        "parameters": _count(tensors.values()),
-        "dtype": _dtypes(tensors.values()),
-    }
-
-
-def _said(head: dict[str, str]) -> Facts:
-    """The facts in the header of one of our files."""
-    try:
-        found = json.loads(head.get("facts", ""))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        refuse("it has no facts in its header")
-    return found
+    kind = form if form.startswith(OURS) else "safetensors file of another project"
+    return (
+        {"kind": kind}
+        | said
+        | {
+            "kind": kind,  # whatever is said
+            "tensors": f"{len(tensors)}: {first}{', ...' if len(tensors) > 3 else ''}",
+            "parameters": _count(tensors.values()),
+            "dtype": _dtypes(tensors.values()),
+            "sha256": sha256_of(path),
+        }
+    )
 
 
 def _count(tensors: Iterable[Stored]) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def inventory(kind: str) -> list[dict[str, str]]:
 def files_of(backbone: Named) -> tuple[str, ...]:
     """Published files that a backbone is read from; none where the user names one."""
     kind = registry.backbones.get(backbone.name)
-    return () if backbone.options.get("weights") else tuple(getattr(kind, "needs", ()))
+    named = backbone.options.get("weights") is not None
+    return () if named else tuple(getattr(kind, "needs", ()))
 
 
 def files_of_run(recipe: Recipe) -> tuple[str, ...]:
@@ -105,16 +107,23 @@ def _about(kind: Any) -> str:
     return f"{kind.title}: {source}" if source else line
 
 
-def check_plugin(name: str) -> list[Check]:
+def check_plugin(name: str, options: Mapping[str, Any] | None = None) -> list[Check]:
     """Conformance of a plugin, whichever kind carries the name.
 
+    Args:
+        name: of the plugin.
+        options: of a backbone, such as its weights; none by default.
+
     Raises:
-        SolverBenchError: where none does.
+        SolverBenchError: where none carries it, or options are given for what is no backbone.
     """
+    if name in registry.backbones.names():
+        return list(check_backbone(name, **(options or {})))
+    if options:
+        raise SolverBenchError(f"'{name}' is no backbone; leave --backbone-option away")
     checks = {
         "solvers": check_solver,
         "schedules": check_schedule,
-        "backbones": check_backbone,
         "metrics": check_metric,
     }
     for kind, run in checks.items():
@@ -123,9 +132,9 @@ def check_plugin(name: str) -> list[Check]:
     for kind, plugins in REGISTRIES.items():
         if name in plugins.names():
             raise SolverBenchError(
-                f"'{name}' is one of the {kind}; checks are for {', '.join(checks)}"
+                f"'{name}' is one of the {kind}; checks are for backbones, {', '.join(checks)}"
             )
-    names = [n for kind in checks for n in REGISTRIES[kind].names()]
+    names = [n for kind in ("backbones", *checks) for n in REGISTRIES[kind].names()]
     raise unknown_name("plugin", name, names, "solverbench list")
 
 
@@ -164,7 +173,7 @@ def facts_table(facts: dict[str, Any]) -> Table:
     for key, value in facts.items():
         listed = isinstance(value, dict)
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if listed else str(value)
-        rows.add_row(key, f"{value:,}" if isinstance(value, int) else Text(text))
+        rows.add_row(Text(key), f"{value:,}" if isinstance(value, int) else Text(text))
     return rows
 
 

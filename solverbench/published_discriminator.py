@@ -6,14 +6,19 @@ Source: gs-gas.md section 8.2; R3GAN (arXiv 2501.05441).
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from solverbench import weights
-from solverbench.discriminator import DTYPES, R3GANDiscriminator, check_precision, load, of_state
-from solverbench.errors import MissingWeightsError, SolverBenchError
+from solverbench.discriminator import (
+    DTYPES,
+    MOST_STAGES,
+    R3GANDiscriminator,
+    check_precision,
+    load,
+    of_state,
+)
+from solverbench.errors import MissingWeightsError
 from solverbench.files import sha256_of
-from solverbench.sources import Source, open_source, refuse
-from solverbench.torchfile import NUMPY, Stored, module_tensors, read_pickle
+from solverbench.sources import Source, expect_file, open_source, refuse
+from solverbench.torchfile import NUMPY, Stored, module_tensors, read_published
 from solverbench.unpickle import Meaning, Name, Names, Record
 
 PREFIX = "Model."
@@ -55,8 +60,7 @@ def load_file(path: Path, precision: str = "float32") -> R3GANDiscriminator:
 def load_published(path: Path, precision: str = "float32") -> R3GANDiscriminator:
     """The same from a published pickle, whatever its name ends in."""
     check_precision(precision)
-    if not path.is_file():
-        raise SolverBenchError(f"{path} is missing: an R3GAN discriminator belongs there")
+    expect_file(path, "the pickle of an R3GAN discriminator")
     with open_source(path) as source:
         made = read(source)
     made.dtypes = made.dtypes if precision == "stored" else None
@@ -96,32 +100,43 @@ def read(source: Source) -> R3GANDiscriminator:
     Raises:
         SolverBenchError: for a damaged, foreign or hostile file.
     """
-    tree = read_pickle(source, NAMES)
-    if not isinstance(tree, dict) or type(tree.get("D")) is not Record:
-        refuse("it holds no network under 'D'")
-    dtypes = _dtypes(tree["D"])
-    made = of_state({key: value.read().float() for key, value in _tensors(tree["D"]).items()})
-    if len(dtypes) != len(made.MainLayers):
+    tensors, names = inspect(source)
+    kept = {k: v for k, v in tensors.items() if not k.startswith("EmbeddingLayer.")}
+    made = of_state({key: value.read().float() for key, value in kept.items()})
+    if len(names) != len(made.MainLayers):
         refuse("the stages of the discriminator have no types")
-    made.dtypes = dtypes
+    made.dtypes = tuple(DTYPES[name] for name in names)
     return made
 
 
-def _tensors(network: Record) -> dict[str, Stored]:
-    """Tensors by the names that our own discriminator has; the embedding is left out."""
-    found = {k.removeprefix(PREFIX): v for k, v in module_tensors(network).items()}
-    return {k: v for k, v in found.items() if not k.startswith("EmbeddingLayer.")}
+def inspect(source: Source) -> tuple[dict[str, Stored], list[str]]:
+    """What a published pickle holds, without reading the weights.
+
+    Returns:
+        Tensors by the names that our own discriminator has, the embedding too, and the type that
+        each stage computes in.
+
+    Raises:
+        SolverBenchError: for a file without a network under ``D``, or stages without types.
+    """
+    tree = read_published(source, NAMES)
+    network = tree.get("D") if isinstance(tree, dict) else None
+    if type(network) is not Record:
+        refuse("it holds no network under 'D', as R3GAN's pickles do")
+    tensors = {k.removeprefix(PREFIX): v for k, v in module_tensors(network).items()}
+    return tensors, _types(network)
 
 
-def _dtypes(network: Record) -> tuple[torch.dtype, ...]:
-    """Type of each stage, as stored."""
+def _types(network: Record) -> list[str]:
+    """Names of the types of the stages, in order; the modules have been checked."""
     inner: Any = network.state["_modules"].get("Model", network)
     stages = inner.state["_modules"].get("MainLayers") if type(inner) is Record else None
     children = stages.state["_modules"].values() if type(stages) is Record else ()
     labels = [child.state.get("DataType") for child in children if type(child) is Record]
-    if not all(type(label) is Name and label.name in DTYPES for label in labels):
+    typed = all(type(label) is Name and label.name in DTYPES for label in labels)
+    if not typed or len(labels) > MOST_STAGES:
         refuse("a stage of the discriminator has no type")
-    return tuple(DTYPES[label.name] for label in labels if type(label) is Name)
+    return [label.name for label in labels if type(label) is Name]
 
 
 def _names() -> Names:

@@ -6,18 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from solverbench.errors import SolverBenchError
+from solverbench.errors import SolverBenchError, shown
 
 BLOCK = 1 << 14  # bytes read ahead
 
 
 def refuse(what: str) -> NoReturn:
-    """End with one line.
+    """End with one line about a file that could have run something.
 
     Raises:
         SolverBenchError: always.
     """
-    raise SolverBenchError(f"the file is refused: {what}. Nothing in it was run")
+    unfit(f"{what}. Nothing in it was run")
+
+
+def unfit(what: str) -> NoReturn:
+    """End with one line about a file that could not.
+
+    Raises:
+        SolverBenchError: always.
+    """
+    raise SolverBenchError(f"the file is refused: {what}")
 
 
 class Source:
@@ -38,7 +47,7 @@ class Source:
             SolverBenchError: where the file ends before.
         """
         if start < 0 or start + size > self.size:
-            refuse("it ends too early, so the file is cut or damaged")
+            unfit("it ends too early, so the file is cut or damaged")
         offset = start - self._first
         if offset < 0 or offset + size > len(self._block):
             self.file.seek(start)
@@ -53,7 +62,7 @@ class Source:
         """
         self.file.seek(start)
         if self.file.readinto(target) != len(target):  # type: ignore[attr-defined]
-            refuse("it ends too early, so the file is cut or damaged")
+            unfit("it ends too early, so the file is cut or damaged")
 
 
 @contextmanager
@@ -67,9 +76,33 @@ def open_source(path: Path) -> Iterator[Source]:
         with path.open("rb") as file:
             yield Source(file)
     except OSError as error:
-        raise SolverBenchError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     except SolverBenchError as error:
         raise SolverBenchError(f"{path}: {error}") from error
+
+
+def expect_file(path: Path, what: str) -> None:
+    """Refuse a path where no file is.
+
+    Args:
+        path: where it should be.
+        what: belongs there, for example ``an EDM network``.
+
+    Raises:
+        SolverBenchError: for nothing, a folder, or a path that cannot be.
+    """
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if is_folder:
+        raise SolverBenchError(f"{path} is a folder: {what} is a file; name that")
+    if not is_file:
+        raise SolverBenchError(f"{path} is missing: {what} belongs there")
+
+
+def _unreadable(path: Path, error: OSError) -> SolverBenchError:
+    return SolverBenchError(f"{shown(str(path))} cannot be read: {error.strerror or error}")
 
 
 @dataclass(frozen=True, slots=True)

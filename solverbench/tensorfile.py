@@ -6,20 +6,22 @@ Files are read a tensor at a time, each into memory of its own, so that opening 
 import hashlib
 import json
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import mul
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from solverbench.errors import SolverBenchError
+from solverbench.errors import SolverBenchError, shown
 from solverbench.files import write_bytes
-from solverbench.sources import Source, open_source, refuse
+from solverbench.sources import Source, expect_file, open_source, unfit
 from solverbench.torchfile import Storage, Stored
 
-HEADER = 1 << 26  # bytes of a header at most
+HEADER, MOST = 1 << 23, 100_000  # bytes of a header, and tensors in it, at most
+DIMENSIONS, LONGEST = 64, 1 << 40  # of a tensor
 TYPES = {
     "BF16": torch.bfloat16,
     "BOOL": torch.bool,
@@ -63,8 +65,7 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         SolverBenchError: for a missing, torn or foreign file, one of another version, or one whose
             checksum does not fit; one line that names the file.
     """
-    if not path.is_file():
-        raise SolverBenchError(f"{path} is missing: a {form} file belongs there")
+    expect_file(path, f"a {form} file")
     try:
         with path.open("rb") as file:
             tensors, head = _all(Source(file))
@@ -78,10 +79,28 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     ):
         raise SolverBenchError(f"{path} is no {form} file of solverbench")
     if found != form:
-        raise SolverBenchError(f"{path} has layout {found}; this solverbench reads {form}")
+        raise SolverBenchError(f"{path} has layout {shown(found)}; this solverbench reads {form}")
     if head["sha256"] != _digest(tensors, head["facts"]):
         raise SolverBenchError(f"{path} is damaged: its checksum does not fit; make it again")
-    return tensors, cast(dict[str, Any], json.loads(head["facts"]))
+    try:
+        return tensors, facts_in(head)
+    except SolverBenchError as error:
+        raise SolverBenchError(f"{path}: {error}") from error
+
+
+def facts_in(head: dict[str, str]) -> dict[str, Any]:
+    """The facts in the header of one of our files.
+
+    Raises:
+        SolverBenchError: where they are no JSON object.
+    """
+    try:
+        found = json.loads(head.get("facts", ""))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        unfit("the facts in its header are no JSON object")
+    return found
 
 
 def read_plain(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -111,22 +130,24 @@ def inspect(source: Source) -> tuple[dict[str, Stored], dict[str, str]]:
     """
     size = int.from_bytes(source.at(0, 8), "little") if source.size >= 8 else HEADER + 1
     if size > HEADER:
-        refuse("it is no safetensors file, or it is cut")
+        unfit("it is no safetensors file, or it is cut")
     try:
         parts = json.loads(source.at(8, size))
         head = {str(k): str(v) for k, v in parts.pop("__metadata__", {}).items()}
-        places = sorted((*map(int, part["data_offsets"]), key) for key, part in parts.items())
+        if len(parts) > MOST:
+            unfit(f"it has more than {MOST:,} tensors")
+        places = sorted((*_numbers(part["data_offsets"]), key) for key, part in parts.items())
         edges = [0, *(end for _, end, _ in places)]
         stored = {key: _stored(source, 8 + size + start, parts[key]) for start, _, key in places}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        refuse(f"its header is no safetensors header ({type(error).__name__})")
+        unfit(f"its header is no safetensors header ({type(error).__name__})")
     lengths = [end - start for start, end in pairwise(edges)]
     if [start for start, _, _ in places] != edges[:-1] or lengths != [
         value.num_bytes for value in stored.values()
     ]:
-        refuse("its tensors do not lie one after another")
+        unfit("its tensors do not lie one after another")
     if edges[-1] != source.size - 8 - size:
-        refuse("it ends too early or too late, so the file is cut or damaged")
+        unfit("it ends too early or too late, so the file is cut or damaged")
     return stored, head
 
 
@@ -138,17 +159,30 @@ def _all(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _stored(source: Source, start: int, part: dict[str, Any]) -> Stored:
     """A tensor from its entry in the header."""
-    shape, dtype = tuple(map(int, part["shape"])), TYPES[part["dtype"]]
-    if len(shape) > 64 or any(n < 0 for n in shape):
-        refuse("a tensor with impossible sizes")
-    stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    return Stored(Storage(source, start, math.prod(shape), dtype), 0, shape, stride)
+    shape, name = _numbers(part["shape"]), part["dtype"]
+    if type(name) is not str or name not in TYPES:
+        unfit(f"a tensor has the type {shown(str(name), 40)}; known are {', '.join(TYPES)}")
+    if len(shape) > DIMENSIONS or any(n > LONGEST for n in shape):
+        unfit("a tensor with impossible sizes")
+    stride = tuple(accumulate(shape[:0:-1], mul, initial=1))[: len(shape)][::-1]
+    return Stored(Storage(source, start, math.prod(shape), TYPES[name]), 0, shape, stride)
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    """A list of whole numbers.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if type(values) is not list or not all(type(v) is int and v >= 0 for v in values):
+        raise TypeError("no list of whole numbers")
+    return tuple(values)
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for key in sorted(tensors):
         value = tensors[key]
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode("utf-8", "surrogatepass"))
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverbench.errors import SolverBenchError
-from solverbench.sources import Blob, Source, refuse
+from solverbench.errors import SolverBenchError, shown
+from solverbench.sources import Blob, Source, refuse, unfit
 from solverbench.unpickle import BASICS, Limits, Machine, Name, Names, Record
 
 TYPES = {
@@ -32,9 +32,12 @@ TYPES = {
 }
 STORAGES: Names = {("torch", name): "label" for name in TYPES}
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the nested stream
+ZIPPED = b"PK\x03\x04"  # begins a zip
 DIRECTORY = 1 << 23  # bytes of a zip directory
+LARGEST = 1 << 60  # product of sizes
 ZIP_FAULTS = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError)
-DEPTH, MODULES = 32, 20_000  # of a module tree
+DEPTH, MODULES, TENSORS_MOST = 32, 20_000, 20_000  # of a module tree
+LETTERS, DROPPED = 200, 1000  # of a name in it; names of buffers that a module does not keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,19 @@ class Stored:
         offset: of the first, in numbers.
         shape: as usual.
         stride: as usual.
+
+    Raises:
+        SolverBenchError: for sizes that torch cannot count, of an empty tensor, too.
     """
 
     storage: Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if math.prod(max(1, n) for n in self.shape) >= LARGEST:
+            unfit("a tensor with impossible sizes")
 
     @property
     def num_bytes(self) -> int:
@@ -89,30 +99,12 @@ class Stored:
 
 
 def read_pickle(source: Source, names: Names, limits: Limits | None = None) -> Any:
-    """The content of a plain pickle, tensors left in the file.
-
-    Args:
-        source: the file.
-        names: what may occur besides tensors and dicts.
-        limits: what it may cost.
-
-    Raises:
-        SolverBenchError: for anything else.
-    """
+    """The content of a plain pickle, tensors left in the file; the rest as ``read_any``."""
     return Machine(source, {**BASICS, **TENSORS, **names}, limits=limits).load()
 
 
 def read_zip(source: Source, names: Names, limits: Limits | None = None) -> Any:
-    """The content of a file of ``torch.save``, tensors left in the file.
-
-    Args:
-        source: the file.
-        names: what may occur besides tensors and dicts.
-        limits: what it may cost.
-
-    Raises:
-        SolverBenchError: for anything else.
-    """
+    """The content of a file of ``torch.save``, tensors left in the file; as ``read_any``."""
     entries = _entries(source)
     heads = [name for name in entries if name.endswith("data.pkl")]
     if len(heads) != 1:
@@ -135,48 +127,73 @@ def module_tensors(module: Record) -> dict[str, Stored]:
     """What ``state_dict`` of a stored module would give, in its order.
 
     Raises:
-        SolverBenchError: for what is no module, or more tensors than the file can hold.
+        SolverBenchError: for what is no module, parts that stand in two places, or more tensors
+            than the file can hold.
     """
     found: dict[str, Stored] = {}
-    waiting, seen = [("", module, 0)], 0
+    waiting, seen, size = [("", module, 0)], set[int](), 0
     while waiting:
         prefix, record, depth = waiting.pop()
-        seen += 1
-        if seen > MODULES or depth > DEPTH:
+        if len(seen) > 4 * MODULES or depth > DEPTH:
             refuse("its modules are too many or too deep")
-        own = _part(record, "_parameters") | _kept_buffers(record)
-        found |= {prefix + key: value for key, value in own.items() if type(value) is Stored}
-        inner = [(prefix + k + ".", v, depth + 1) for k, v in _part(record, "_modules").items()]
-        waiting += [entry for entry in inner if entry[1] is not None][::-1]
-    stored = list(found.values())
-    if stored and sum(s.num_bytes for s in stored) > stored[0].storage.source.size:
-        refuse("its tensors are larger than the file")
+        own = _part(record, "_parameters", seen) | _kept_buffers(record, seen)
+        for key, value in own.items():
+            if type(value) is Stored:
+                found[prefix + key] = value
+                size += value.num_bytes
+                if size > value.storage.source.size:
+                    refuse("its tensors are larger than the file")
+        if len(found) > TENSORS_MOST:
+            refuse(f"it has more than {TENSORS_MOST:,} tensors")
+        inner = _part(record, "_modules", seen).items()
+        waiting += [(f"{prefix}{k}.", v, depth + 1) for k, v in inner if v is not None][::-1]
+        _once(record, seen)
     return found
 
 
-def _kept_buffers(record: Record) -> dict[str, Any]:
+def _kept_buffers(record: Record, seen: set[int]) -> dict[str, Any]:
     dropped = record.state.get("_non_persistent_buffers_set", ())
-    if not isinstance(dropped, set | tuple | list):
-        refuse("a list of buffers is no list")
-    return {k: v for k, v in _part(record, "_buffers").items() if k not in dropped}
+    if not isinstance(dropped, set | tuple | list) or len(dropped) > DROPPED:
+        refuse("a list of buffers is no list, or too long")
+    names = {name for name in dropped if type(name) is str}
+    return {k: v for k, v in _part(record, "_buffers", seen).items() if k not in names}
 
 
-def _part(record: Any, name: str) -> dict[str, Any]:
+def _part(record: Any, name: str, seen: set[int]) -> dict[str, Any]:
     if type(record) is not Record:
-        refuse(f"a {type(record).__name__} stands where a module belongs")
+        refuse(f"a value of type {type(record).__name__} stands where a module belongs")
     part = record.state.get(name)
-    if not isinstance(part, dict) or any(type(key) is not str for key in part):
-        refuse(f"a {record.name} without {name} is no module")
+    if not isinstance(part, dict):
+        refuse(f"the module {record.name[:80]!a} has no {name}")
+    _once(part, seen)
+    if any(type(key) is not str or len(key) > LETTERS for key in part):
+        refuse(f"a name in {name} is no text, or longer than {LETTERS} letters")
     return part
+
+
+def _once(thing: Any, seen: set[int]) -> None:
+    """Each module and each of its dicts stands in one place: shared ones would multiply."""
+    if id(thing) in seen:
+        refuse("a module, or a part of one, stands in two places")
+    seen.add(id(thing))
+
+
+def zip_parts(source: Source) -> list[zipfile.ZipInfo]:
+    """The directory of a zip file.
+
+    Raises:
+        SolverBenchError: for a damaged or unknown one.
+    """
+    try:
+        with zipfile.ZipFile(_Window(source)) as archive:
+            return archive.infolist()
+    except ZIP_FAULTS as error:
+        unfit(f"its zip is damaged or of an unknown kind ({shown(str(error), 80)})")
 
 
 def _entries(source: Source) -> dict[str, tuple[int, int]]:
     """First byte and size of each file in a zip; all are stored as they are."""
-    try:
-        with zipfile.ZipFile(_Window(source)) as archive:
-            return {info.filename: _place(source, info) for info in archive.infolist()}
-    except ZIP_FAULTS as error:
-        refuse(f"it is no torch file ({error})")
+    return {info.filename: _place(source, info) for info in zip_parts(source)}
 
 
 def _place(source: Source, info: zipfile.ZipInfo) -> tuple[int, int]:
@@ -341,10 +358,36 @@ NUMPY: Names = {
 def read_any(source: Source, names: Names, limits: Limits | None = None) -> Any:
     """The content of a plain pickle or of a file of ``torch.save``, told apart by its first bytes.
 
+    Args:
+        source: the file.
+        names: what may occur besides tensors and dicts.
+        limits: what it may cost.
+
+    Returns:
+        Its content, tensors left in the file.
+
     Raises:
         SolverBenchError: for a file that is neither, or holds anything not allowed.
     """
+    zipped = _first(source) == ZIPPED
+    return (read_zip if zipped else read_pickle)(source, names, limits)
+
+
+def read_published(source: Source, names: Names) -> Any:
+    """The content of a published plain pickle; any other file is told.
+
+    Raises:
+        SolverBenchError: for a file that is none, or holds anything not allowed.
+    """
+    first = _first(source)
+    if first == ZIPPED:
+        unfit("it is a zip of torch.save, not a plain pickle; for an LDM use the backbone ldm")
+    if first[:1] != b"\x80":
+        unfit(f"it is no pickle: it begins with {first!r}")
+    return read_pickle(source, names)
+
+
+def _first(source: Source) -> bytes:
     if source.size < 4:
         raise SolverBenchError("the file is empty: it must hold a network")
-    zipped = source.at(0, 4) == b"PK\x03\x04"
-    return (read_zip if zipped else read_pickle)(source, names, limits)
+    return source.at(0, 4)

@@ -61,7 +61,7 @@ class Limits:
 
     steps: int = 1_000_000
     text: int = 1 << 25
-    seconds: float = 120.0
+    seconds: float = 20.0
 
 
 def ordered(source: Source, args: tuple[Any, ...]) -> Ordered:
@@ -118,12 +118,12 @@ class Machine:
             step(self)
         return self.pop()
 
-    def spend(self) -> None:
-        """Count an instruction."""
-        self.steps += 1
+    def spend(self, num: int = 1) -> None:
+        """Count instructions, or what takes as long as so many."""
+        before, self.steps = self.steps, self.steps + num
         if self.steps > self.limits.steps:
             refuse(f"it has more than {self.limits.steps:,} instructions")
-        if self.steps % 1024 == 0 and time.monotonic() > self.deadline:
+        if self.steps >> 10 > before >> 10 and time.monotonic() > self.deadline:
             refuse(f"reading it takes longer than {self.limits.seconds:g} seconds")
 
     def take(self, size: int) -> bytes:
@@ -182,7 +182,7 @@ class Machine:
         value = self.pop()
         self.stack.append(value)
         if not isinstance(value, kind):
-            refuse(f"a {type(value).__name__} is filled like a {kind.__name__}")
+            refuse(f"{_kind(value)} is filled like one of type {kind.__name__}")
         return value
 
     def since_mark(self) -> list[Any]:
@@ -220,7 +220,7 @@ class Machine:
     def meaning(self, label: Any) -> Meaning:
         """What an allowed name stands for."""
         if type(label) is not Name:
-            refuse(f"a {type(label).__name__} is called")
+            refuse(f"{_kind(label)} is called")
         return self.names[label.module, label.name]
 
     def call(self) -> None:
@@ -245,8 +245,10 @@ class Machine:
         if type(value) is Ordered:
             return
         if type(value) is not Record or type(state) not in (dict, Ordered, tuple):
-            refuse(f"a {type(value).__name__} gets attributes")
-        value.state = value.state | {"tuple": state} if type(state) is tuple else state
+            refuse(f"{_kind(value)} gets attributes")
+        added = {"tuple": state} if type(state) is tuple else state
+        self.spend(len(added))  # a shared one may be large and be given often
+        value.state.update(added)
 
     def items(self, values: list[Any]) -> None:
         """SETITEM(S): keys and values by turns into a dict."""
@@ -268,8 +270,12 @@ def plain(key: Any) -> Any:
     if type(key) is int and abs(key) >= 1 << 63:
         refuse("a key of more than 64 bits")
     if key is not None and type(key) not in (str, int, bool, Name):
-        refuse(f"a {type(key).__name__} is a key")
+        refuse(f"{_kind(key)} is a key")
     return key
+
+
+def _kind(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
 
 
 def integer(data: bytes) -> int:

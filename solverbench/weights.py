@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from solverbench.errors import MissingWeightsError, SolverBenchError
-from solverbench.files import write_text
+from solverbench.files import sha256_of, write_text
 from solverbench.transfer import Listener, check_space, download, forget, locked
 from solverbench.weights_catalogue import Data
 from solverbench.weights_catalogue import Item as Item
@@ -123,7 +123,8 @@ def fetch(name: str, listen: Listener = lambda here, total: None, *, force: bool
         force: fetch it again.
 
     Raises:
-        SolverBenchError: offline, or where it cannot be fetched or is another file than recorded.
+        MissingWeightsError: offline.
+        SolverBenchError: where it cannot be fetched or is another file than recorded.
     """
     item, target = item_of(name), path(name)
     if present(name) and not force:
@@ -131,10 +132,8 @@ def fetch(name: str, listen: Listener = lambda here, total: None, *, force: bool
     if item.manual:
         raise SolverBenchError(f"{name} cannot be fetched: {item.manual}. It belongs at {target}")
     if offline():
-        raise SolverBenchError(
-            f"{name} is not fetched: {' or '.join(OFFLINE)} forbids connections. Copy it from "
-            f"{item.origin} to {target}"
-        )
+        forbids = f"{name} is not fetched: {' or '.join(OFFLINE)} forbids connections"
+        raise MissingWeightsError([name], f"{forbids}. Copy it from {item.origin} to {target}")
     with _workplace(target):
         if force or not present(name):  # another process may have been quicker
             record = _from_hub(item, target) if item.hub else _from_url(item, target, listen)
@@ -224,7 +223,7 @@ def _extract(url: str, member: str, archive: Path, aside: Path) -> tuple[int, st
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         forget(archive)
         raise SolverBenchError(f"{url} is refused: {error}. It was not kept") from error
-    return aside.stat().st_size, _sha256(aside)
+    return aside.stat().st_size, sha256_of(aside)
 
 
 def _from_hub(item: Item, target: Path) -> Record:
@@ -297,9 +296,9 @@ def _record_of(target: Path) -> Record | None:
 def _recorded(target: Path, origin: str, revision: str = "") -> Record:
     """The record of what is at a place."""
     if target.is_file():
-        return _new(origin, target.stat().st_size, _sha256(target), revision)
+        return _new(origin, target.stat().st_size, sha256_of(target), revision)
     inside = [p for p in sorted(target.rglob("*")) if p.is_file()]
-    files = {p.relative_to(target).as_posix(): _sha256(p) for p in inside}
+    files = {p.relative_to(target).as_posix(): sha256_of(p) for p in inside}
     whole = hashlib.sha256("".join(f"{v}  {k}\n" for k, v in files.items()).encode()).hexdigest()
     size = sum(p.stat().st_size for p in inside)
     return _new(origin, size, whole, revision).model_copy(update={"files": files})
@@ -308,8 +307,3 @@ def _recorded(target: Path, origin: str, revision: str = "") -> Record:
 def _new(origin: str, size: int, sha256: str, revision: str) -> Record:
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Record(origin=origin, size=size, sha256=sha256, date=date, revision=revision)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

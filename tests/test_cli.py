@@ -11,11 +11,14 @@ from PIL import Image
 
 from solverbench.benchmark.store import read_records
 from solverbench.cli import main
+from tests.backbones.emit import fixture_file
 
 TINY = (
     *("--set", "evaluation.num_images=40", "--set", "evaluation.batch=20"),
     *("--set", "teacher.nfe=6", "--set", "fit.iterations=4"),
 )
+EMPTY = ("--backbone-option", "weights=''")
+NOWHERE = ("--backbone-option", "weights=x.pkl", "--backbone-option", "device=cudda")
 
 
 def run(*words: str) -> Result:
@@ -85,6 +88,26 @@ def test_a_trained_solver_can_be_shown_and_sampled(folder: Path, tmp_path: Path)
     assert size_of(grid) == (3 * 48 + 4, 3 * 48 + 4)
 
 
+def test_samples_of_each_seed_can_be_measured_as_a_folder(tmp_path: Path) -> None:
+    words = ("sample", "ddim", "--backbone", "digits", "--nfe", "4", "--seeds", "7-12")
+    done = run(*words, "--out", tmp_path / "grid.png", "--png", tmp_path / "each")
+    assert done.exit_code == 0, done.output
+    names = [path.name for path in sorted((tmp_path / "each").iterdir())]
+    assert names == [f"{seed:06d}.png" for seed in range(7, 13)]
+    assert size_of(tmp_path / "each" / names[0]) == (8, 8)
+    first = (tmp_path / "each" / names[0]).read_bytes()
+    assert run(*words, "--out", tmp_path / "grid.png", "--png", tmp_path / "again").exit_code == 0
+    assert (tmp_path / "again" / names[0]).read_bytes() == first
+    measured = run(
+        *("evaluate", tmp_path / "each", "--reference", "digits", "--metrics", "fd", "--json"),
+        *("--extractor", "digits", "--no-cache"),
+    )
+    assert measured.exit_code == 0, measured.output
+    (fd,) = json.loads(measured.stdout)["metrics"]
+    assert (fd["metric"], fd["num_generated"]) == ("fd", 6)
+    assert fd["value"] > 0
+
+
 def test_a_dry_run_lists_cells_and_writes_nothing(tmp_path: Path) -> None:
     done = run("run", "smoke", "--dry-run", "--out", tmp_path / "runs")
     assert done.exit_code == 0
@@ -107,6 +130,13 @@ def test_the_doctor_knows_the_machine() -> None:
     found = {row["what"]: row for row in rows}
     assert found["digits"]["good"]
     assert found["solvers"]["good"]
+
+
+def test_a_backbone_is_checked_with_its_options(tmp_path: Path) -> None:
+    file = fixture_file("edm-tiny-uncond-ddpmpp.pkl", tmp_path)
+    done = run("check", "edm", "--backbone-option", f"weights={file}")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("ok  ") >= 8
 
 
 def test_check_prints_each_check_of_a_plugin() -> None:
@@ -147,6 +177,22 @@ def test_check_prints_each_check_of_a_plugin() -> None:
         (["sample", "ddim", "--backbone", "digits", "--nfe", "4", "--out", "/tmp"], "is a folder"),
         (["sample", "ddim", "--nfe", "4", "--option", "rho=["], "not YAML"),
         (["check", "l2"], "is one of the distances"),
+        (["check", "edm"], "edm needs weights=PATH"),
+        (["check", "ddim", "--backbone-option", "weights=x"], "'ddim' is no backbone"),
+        (["sample", "ddim", "--nfe", "4", "--option", 'rho=!!int ""'], "does not fit its tag"),
+        (["run", "smoke", "--set", "backbone.options.device=!!bool zz"], "does not fit its tag"),
+        (["run", "smoke", "--set", "fit.lr=!!timestamp zz"], "does not fit its tag"),
+        *(
+            (
+                [*("sample", "ddim", "--nfe", "4"), *("--backbone", name), *EMPTY],
+                f"backbone {name}: option weights is empty",
+            )
+            for name in ("edm", "ldm", "sd", "edm-cifar10", "ldm-bedroom", "sd15")
+        ),
+        (
+            [*("sample", "ddim", "--nfe", "4", "--backbone", "edm"), *NOWHERE],
+            "device cudda is not available here; allowed: cpu",
+        ),
         (["run", "smoke", "--jobs", "0"], "jobs"),
         (["run", "smoke", "--out", "/dev/null/runs"], "cannot write in /dev/null/runs"),
         (["table", "/no/such/folder"], "no folder /no/such/folder"),

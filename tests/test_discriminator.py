@@ -188,10 +188,18 @@ def test_types_of_stages_go_with_a_file(tmp_path: Path) -> None:
     assert torch.equal(found(x), made(x))
     assert not torch.equal(load(path)(x), made(x))
     tensors, facts = tensorfile.read(path, FORMAT)
-    for types in (["float32"], ["load", "float32"]):
+    for types in (["float32"], ["load", "float32"], [[], {}], {"float32": 1}, "float32", 3, None):
         tensorfile.write(path, FORMAT, tensors, facts | {"stage_dtypes": types})
-        with pytest.raises(SolverBenchError, match="no types"):
-            load(path, "stored")
+        for precision in ("stored", "float32"):
+            with pytest.raises(SolverBenchError, match="no types"):
+                load(path, precision)
+
+
+def test_files_with_too_many_stages_are_refused_at_once(tmp_path: Path) -> None:
+    tensors = {f"MainLayers.{i}.Layers.0.x": torch.zeros(1) for i in range(3000)}
+    with pytest.raises(SolverBenchError, match="not those of an R3GAN") as caught:
+        of_state(tensors)
+    assert "too many stages" in str(caught.value.__cause__)
 
 
 def test_unknown_preset_lists_those_there_are() -> None:

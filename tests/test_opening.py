@@ -171,9 +171,17 @@ def test_any_safetensors_come_back_as_they_were(tmp_path: Path) -> None:
     [
         ("[]", "no safetensors header"),
         ("{", "no safetensors header"),
-        ('{"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}', "no safetensors header"),
+        ('{"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}', "type F9; known are"),
+        ('{"a": {"dtype": [1], "shape": [2], "data_offsets": [0, 8]}}', "known are BF16"),
+        ('{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 8]}}', "no safetensors"),
+        ('{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}', "no safetensors"),
+        ('{"a": {"dtype": "F32", "shape": "2", "data_offsets": "08"}}', "no safetensors"),
+        ('{"a": {"dtype": "F32", "shape": [true, 2], "data_offsets": [0, 8]}}', "no safetensors"),
+        ('{"a": {"dtype": "F32", "shape": [1e1], "data_offsets": [0, 8]}}', "no safetensors"),
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [false, 8]}}', "no safetensors"),
+        ('{"a": {"dtype": "F32", "shape": [2199023255552], "data_offsets": [0, 8]}}', "impossible"),
         ('{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "one after another"),
-        ('{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "impossible sizes"),
+        ('{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "no safetensors"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "one after another"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "too early or too late"),
         ('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "too early or too late"),
@@ -185,6 +193,27 @@ def test_headers_that_do_not_fit_are_refused(head: str, why: str, tmp_path: Path
     path.write_bytes(struct.pack("<Q", len(head)) + head.encode() + bytes(8))
     with pytest.raises(SolverBenchError, match=rf"foreign\.safetensors: .*{why}"):
         tensorfile.read_plain(path)
+
+
+def test_headers_too_large_are_refused_at_once(tmp_path: Path) -> None:
+    path, empty = (
+        tmp_path / "foreign.safetensors",
+        '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',
+    )
+    many = "{" + ",".join(f'"{i}":{empty}' for i in range(100_001)) + "}"
+    for head, why in ((many, "more than 100,000 tensors"), (" " * (9 << 20) + "{}", "no safetens")):
+        path.write_bytes(struct.pack("<Q", len(head)) + head.encode())
+        with pytest.raises(SolverBenchError, match=why):
+            tensorfile.read_plain(path)
+
+
+@pytest.mark.parametrize("facts", ["[1]", '"a"', "null", "{", "[" * 9999, "9" * 5000, '"\\ud800"'])
+def test_facts_that_are_no_object_are_refused(facts: str, tmp_path: Path) -> None:
+    path, tensors = tmp_path / "d.safetensors", {"a": torch.zeros(2)}
+    head = {"format": "test-1", "facts": facts, "sha256": tensorfile._digest(tensors, facts)}
+    save_file(tensors, path, head)
+    with pytest.raises(SolverBenchError, match=r"d\.safetensors: .*no JSON object"):
+        tensorfile.read(path, "test-1")
 
 
 @pytest.mark.parametrize("data", [b"", b"1234", b"\xff" * 8, struct.pack("<Q", 1 << 40) + b"{}"])

@@ -11,12 +11,14 @@ from torch import Tensor
 from solverbench import tensorfile
 from solverbench.backbones.edm_preconditioning import KINDS, Precond, build
 from solverbench.errors import SolverBenchError
-from solverbench.sources import Source, open_source, refuse
-from solverbench.torchfile import NUMPY, Stored, module_tensors, read_pickle
+from solverbench.files import sha256_of
+from solverbench.sources import Source, expect_file, open_source, refuse, unfit
+from solverbench.torchfile import NUMPY, Stored, module_tensors, read_published
 from solverbench.unpickle import Names, Record
 
 FORMAT = "solverbench-edm-1"
 HIGHEST = 1e9  # finite noise level
+KEYWORDS, TEXT, PROGRAM = 100, 100, 1 << 20  # how many; letters of a fact, of a program text
 INNER = ("SongUNet", "DhariwalUNet")
 PARTS = (
     *("UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "FourierEmbedding"),
@@ -60,19 +62,16 @@ def load_network(path: Path) -> tuple[Precond, Facts]:
         SolverBenchError: for a missing, damaged, foreign or hostile file.
     """
     if path.suffix == ".safetensors":
-        tensors, stored = tensorfile.read(path, FORMAT)
+        tensors, said = tensorfile.read(path, FORMAT)
         try:
-            facts = Facts(**stored)
-        except TypeError as error:
-            raise SolverBenchError(f"{path} is no {FORMAT} file of solverbench") from error
-        return filled(facts, tensors), facts
-    if not path.is_file():
-        raise SolverBenchError(f"{path} is missing: the weights of an EDM network belong there")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+            facts = facts_of(said)
+            return filled(facts, tensors), facts
+        except SolverBenchError as error:
+            raise SolverBenchError(f"{path}: {error}") from error
+    expect_file(path, "the pickle of an EDM network")
     with open_source(path) as source:
-        facts, stored_tensors = inspect(source, digest)
-        return filled(facts, stored_tensors), facts
+        facts, stored = inspect(source, sha256_of(path))
+        return filled(facts, stored), facts
 
 
 def save_network(path: Path, network: Precond, facts: Facts) -> None:
@@ -98,23 +97,49 @@ def inspect(source: Source, digest: str = "") -> tuple[Facts, dict[str, Stored]]
     Raises:
         SolverBenchError: for anything but a network of known classes.
     """
-    tree = read_pickle(source, NAMES)
+    tree = read_published(source, NAMES)
     if not isinstance(tree, dict) or type(tree.get("ema")) is not Record:
         refuse("it holds no network under 'ema'")
     record: Record = tree["ema"]
     if record.name not in KINDS:
-        refuse(f"its network is a {record.name[:80]!a}; known are {', '.join(KINDS)}")
+        refuse(f"its network is {record.name[:80]!a}; known are {', '.join(KINDS)}")
     tensors = module_tensors(record)
     inner = record.state["_modules"].get("model")
     if type(inner) is not Record or inner.name not in INNER:
         refuse(f"the inner network is none of {', '.join(INNER)}")
-    keywords = _keywords(record)
+    if record.state.get("_init_args") != ():
+        refuse("it does not say what its network was made from")
+    keywords = _keywords(record.state.get("_init_kwargs"))
     if keywords.setdefault("model_type", inner.name) != inner.name:
         refuse("model_type is not the class of the inner network")
-    low, high = _range(record)
+    low, high = _range(*(record.state.get(name) for name in ("sigma_min", "sigma_max")))
     kinds = {str(value.storage.dtype).removeprefix("torch.") for value in tensors.values()}
     dtype = "float16" if kinds == {"float16"} else "float32"
     return Facts(record.name, keywords, low, high, dtype, record.note, digest), tensors
+
+
+def facts_of(said: dict[str, Any]) -> Facts:
+    """What the header of a converted file says, checked as strictly as a pickle is.
+
+    Args:
+        said: JSON values.
+
+    Raises:
+        SolverBenchError: for what no published network has.
+    """
+    if said.keys() != set(Facts._fields):
+        unfit("its facts are not those of an EDM network")
+    facts = Facts(**said)
+    texts = (facts.kind, facts.dtype, facts.source_sha256, facts.file_sha256)
+    if not all(type(text) is str and len(text) <= TEXT for text in texts):
+        unfit("a fact about its network is no short text")
+    if facts.kind not in KINDS or facts.dtype not in ("float16", "float32"):
+        unfit(f"it is {facts.kind!a} in {facts.dtype!a}; known are {', '.join(KINDS)}")
+    keywords = _keywords(facts.keywords)
+    if keywords.get("model_type") not in INNER:
+        unfit(f"its model_type is none of {', '.join(INNER)}")
+    low, high = _range(facts.sigma_min, math.inf if facts.sigma_max is None else facts.sigma_max)
+    return facts._replace(keywords=keywords, sigma_min=low, sigma_max=high)
 
 
 def filled(facts: Facts, tensors: dict[str, Tensor] | dict[str, Stored]) -> Precond:
@@ -125,7 +150,7 @@ def filled(facts: Facts, tensors: dict[str, Tensor] | dict[str, Stored]) -> Prec
         tensors: by name; taken out one by one, so that no two copies of all are held at once.
 
     Raises:
-        SolverBenchError: where tensors are missing, foreign or of another shape.
+        SolverBenchError: where tensors are missing, foreign, of another shape or not finite.
     """
     network = build(facts.kind, facts.keywords)
     wanted = {key: value.shape for key, value in network.state_dict().items()}
@@ -141,6 +166,9 @@ def filled(facts: Facts, tensors: dict[str, Tensor] | dict[str, Stored]) -> Prec
     for key in wanted:
         value = tensors.pop(key)
         read[key] = (value.read() if isinstance(value, Stored) else value).float()
+        ends = torch.stack(read[key].aminmax()) if read[key].numel() else read[key]
+        if not ends.isfinite().all():  # of every number: NaN is passed on, nothing is copied
+            raise SolverBenchError(f"the weights {key} are not finite numbers")
     network.load_state_dict(read, assign=True)
     network.finish()
     network.sigma_min = facts.sigma_min
@@ -148,31 +176,31 @@ def filled(facts: Facts, tensors: dict[str, Tensor] | dict[str, Stored]) -> Prec
     return network.eval().requires_grad_(False)
 
 
-def _keywords(record: Record) -> dict[str, Any]:
+def _keywords(given: Any) -> dict[str, Any]:
     """Keywords of the constructor, JSON values only."""
-    given, positional = record.state.get("_init_kwargs"), record.state.get("_init_args")
-    if not isinstance(given, dict) or positional != ():
-        refuse("it does not say what its network was made from")
+    if not isinstance(given, dict) or len(given) > KEYWORDS:
+        unfit("it does not say what its network was made from")
     kept: dict[str, Any] = {}
     for key, value in given.items():
         flat = value if type(value) is list else [value]
-        if type(key) is not str or not all(type(v) in (int, float, str, bool) for v in flat):
-            refuse("a keyword of its network is no number, text or list of them")
+        plain = len(flat) <= KEYWORDS and all(type(v) in (int, float, str, bool) for v in flat)
+        if type(key) is not str or not plain:
+            unfit("a keyword of its network is no number, text or short list of them")
         kept[key] = value
     return kept
 
 
-def _range(record: Record) -> tuple[float, float | None]:
+def _range(*ends: Any) -> tuple[float, float | None]:
     """Smallest and largest noise level; None for no bound."""
-    low, high = (_level(record.state.get(name)) for name in ("sigma_min", "sigma_max"))
+    low, high = map(_level, ends)
     if not 0 <= low < high:
-        refuse(f"the range of noise levels of its network is {low:g} to {high:g}")
+        unfit(f"the range of noise levels of its network is {low:g} to {high:g}")
     return low, None if math.isinf(high) else high
 
 
 def _level(value: Any) -> float:
-    if type(value) not in (int, float) or HIGHEST < value < math.inf:
-        refuse("its network has no range of noise levels")
+    if type(value) not in (int, float) or not (value == math.inf or abs(value) <= HIGHEST):
+        unfit("its network has no range of noise levels")
     return float(value)
 
 
@@ -184,6 +212,8 @@ def _persistent(source: Source, args: tuple[Any, ...]) -> Record:
     name, state, text = (meta.get(key) for key in ("class_name", "state", "module_src"))
     if type(name) is not str or not isinstance(state, dict) or type(text) is not str:
         refuse("a persistent object without name, state or text")
+    if len(text) > PROGRAM:
+        refuse(f"a program text has more than {PROGRAM:,} letters")
     if name not in CLASSES:
         refuse(f"the class {name[:80]!a} is not among those that network files need")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -40,8 +40,8 @@ class UNetKeywords(BaseModel):
     channel_mult_emb: int = Field(4, ge=1, le=64)
     num_blocks: int = Field(ge=1, le=32)
     attn_resolutions: list[int] = Field(max_length=64)
-    dropout: float = 0.1
-    label_dropout: float = 0.0
+    dropout: float = Field(0.1, ge=0, lt=1)
+    label_dropout: float = Field(0.0, ge=0, lt=1)
 
     def check(self) -> None:
         """Sizes must fit.

@@ -267,7 +267,7 @@ def build(kind: str, keywords: dict[str, Any]) -> Precond:
     """
     if kind not in KINDS:
         allowed = ", ".join(KINDS)
-        raise SolverBenchError(f"the network is a {kind[:80]!a}; known are {allowed}")
+        raise SolverBenchError(f"the network is {kind[:80]!a}; known are {allowed}")
     made = KINDS[kind]
     own = {key: keywords[key] for key in keywords if key in made.keywords.model_fields}
     rest = {key: keywords[key] for key in keywords if key not in own}

@@ -49,7 +49,7 @@ class LDM(LatentBackbone):
             raise ValueError(f"t_min is {t_min}; it must lie between 0 and 1")
         if guidance is not None:
             check_guidance(guidance)
-        loaded = load_ldm(Path(weights), Path(config) if config else None)
+        loaded = load_ldm(Path(weights), None if config is None else Path(config))
         self.facts = loaded.facts
         layout = self.facts.layout
         self.num_classes = self.facts.num_classes

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from solverbench.backbones.ldm_facts import LARGEST_SCALE
 from solverbench.backbones.ldm_layout import (
     CLASSES,
     EMA,
@@ -223,7 +224,7 @@ def _checked(layout: Layout, buffers: dict[str, Stored]) -> Layout:
 
 def _scale(stored: Stored) -> float:
     scale = float(stored.read()) if stored.shape == () else math.nan
-    if not 0 < scale < math.inf:
+    if not 0 < scale <= LARGEST_SCALE:
         refuse(f"its scale_factor is {scale}, shape {stored.shape}")
     return scale
 

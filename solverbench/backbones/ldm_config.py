@@ -9,8 +9,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from solverbench.backbones.ldm_facts import LARGEST_SCALE, MOST_ROWS, checked_layout, first_fault
 from solverbench.backbones.ldm_layout import Layout, stage_keywords, unet_keywords
+from solverbench.backbones.settings import MOST_LAYERS, WIDEST, readable
 from solverbench.errors import SolverBenchError
+
+LARGEST = 1 << 20  # bytes of a config
+NO_YAML = (  # what safe loading raises; its scalars with a tag of their own raise the last four
+    *(yaml.YAMLError, RecursionError, ValueError),
+    *(LookupError, AttributeError, TypeError, ArithmeticError),
+)
 
 
 def _starts_with_one(mult: tuple[int, ...]) -> tuple[int, ...]:
@@ -19,8 +27,8 @@ def _starts_with_one(mult: tuple[int, ...]) -> tuple[int, ...]:
     return mult
 
 
-Count = Annotated[int, Field(ge=1, le=64)]
-Width = Annotated[int, Field(ge=1, le=16_384)]
+Count = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+Width = Annotated[int, Field(ge=1, le=WIDEST)]
 Mult = Annotated[
     tuple[Count, ...], Field(min_length=1, max_length=8), AfterValidator(_starts_with_one)
 ]
@@ -118,7 +126,7 @@ class StageParams(_Strict):
 class _StageModel(_Loose):
     ddconfig: StageParams
     embed_dim: Width
-    n_embed: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    n_embed: Annotated[int, Field(ge=1, le=MOST_ROWS)] | None = None
 
 
 class _Stage(_Loose):
@@ -146,7 +154,7 @@ class _UNet(_Loose):
 
 
 class _ClassParams(_Loose):
-    n_classes: Annotated[int, Field(ge=2, le=1 << 20)] = 1000
+    n_classes: Annotated[int, Field(ge=2, le=MOST_ROWS)] = 1000
     embed_dim: Width
 
 
@@ -161,7 +169,7 @@ class _Params(_Loose):
     timesteps: Literal[1000] = 1000
     beta_schedule: Literal["linear"] = "linear"  # CompVis' word for linear in the square root
     parameterization: Literal["eps"] = "eps"
-    scale_factor: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    scale_factor: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     unet_config: _UNet
     first_stage_config: _Stage
     cond_stage_config: _Classes | Literal["__is_unconditional__"]
@@ -184,21 +192,33 @@ def read_config(path: Path) -> Layout:
     Raises:
         SolverBenchError: for a missing or foreign file, or a model that is not supported.
     """
+    given = _parsed(path)
     try:
-        if path.stat().st_size > 1 << 20:
-            raise SolverBenchError(f"{path} is no config of a latent diffusion model: too large")
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _layout(_Config.model_validate(given).model.params)
-    except OSError as error:
-        raise SolverBenchError(f"config {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"][-3:])[:80]
-        said = first["msg"].removeprefix("Value error, ")[:120]
-        raise SolverBenchError(f"config {path}: {where}: {said}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())[:160]
-        raise SolverBenchError(f"config {path}: {reason}") from error
+        raise SolverBenchError(f"config {path}: {first_fault(error)}") from error
+    except ValueError as error:
+        raise SolverBenchError(f"config {path}: {error}") from error
+
+
+def _parsed(path: Path) -> Any:
+    """YAML as plain data; the only place where the errors of its parser are met."""
+    with readable(path):
+        if not path.exists():
+            raise SolverBenchError(f"config {path} cannot be read: it is missing")
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            raise SolverBenchError(
+                f"config {path} is no config of a latent diffusion model: wanted is a file of up "
+                f"to {LARGEST} bytes"
+            )
+        data = path.read_bytes()
+    try:
+        return yaml.safe_load(data.decode())
+    except NO_YAML as error:
+        told = getattr(error, "problem", None) or error
+        foreign = not isinstance(error, yaml.YAMLError | ValueError | RecursionError)
+        reason = "a value does not fit its tag" if foreign else " ".join(str(told).split())[:160]
+        raise SolverBenchError(f"config {path}: no YAML: {reason}") from error
 
 
 def _layout(given: _Params) -> Layout:
@@ -212,4 +232,5 @@ def _layout(given: _Params) -> Layout:
     if not stage.params.embed_dim == unet.in_channels == unet.out_channels:
         raise ValueError("channels of the network are not those of the first stage")
     betas = given.linear_start, given.linear_end
-    return Layout(unet.keywords(), stage.keywords(), *rows, *betas, given.scale_factor)
+    made = Layout(unet.keywords(), stage.keywords(), *rows, *betas, given.scale_factor)
+    return checked_layout(made)

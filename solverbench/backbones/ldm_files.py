@@ -4,7 +4,6 @@ No program in a file is run, and tensors stay there until they are needed.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from solverbench import tensorfile
@@ -25,12 +25,14 @@ from solverbench.backbones.ldm_checkpoint import (
     open_checkpoint,
 )
 from solverbench.backbones.ldm_config import read_config
-from solverbench.backbones.ldm_layout import Facts, Layout
+from solverbench.backbones.ldm_facts import STAGES, checked_facts, checked_layout, first_fault
+from solverbench.backbones.ldm_layout import KINDS, Facts, Layout
+from solverbench.backbones.settings import UNBUILDABLE, read_json, readable
 from solverbench.errors import SolverBenchError
+from solverbench.files import sha256_of
 from solverbench.sources import open_source
 
 FORMAT = "solverbench-ldm-1"
-KINDS = ("UNet2DModel", "UNet2DConditionModel", "VQModel", "AutoencoderKL")
 FOLDER_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -122,7 +124,7 @@ def build(keywords: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             return cast(nn.Module, kind(**{k: v for k, v in keywords.items() if k[:1] != "_"}))
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
+    except UNBUILDABLE as error:
         line = str(error).strip().partition("\n")[0][:160]
         raise SolverBenchError(f"no {name} can be made so: {line}") from error
 
@@ -152,6 +154,13 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 @contextmanager
 def _opened(path: Path, config: Path | None, ema: bool) -> Iterator[Opened]:
+    with readable(path), _opened_as(path, config, ema) as opened:
+        yield opened
+
+
+@contextmanager
+def _opened_as(path: Path, config: Path | None, ema: bool) -> Iterator[Opened]:
+    """By what lies there; the system's complaints are left as they are."""
     if config is not None and (path.is_dir() or path.suffix == ".safetensors"):
         raise SolverBenchError(f"{path} holds its own configuration; leave config away")
     if path.is_dir():
@@ -164,15 +173,16 @@ def _opened(path: Path, config: Path | None, ema: bool) -> Iterator[Opened]:
     else:
         layout = read_config(config) if config else None
         with open_source(path) as source:
-            yield open_checkpoint(source, layout, _digest(path), ema)
+            yield open_checkpoint(source, layout, sha256_of(path), ema)
 
 
 def _converted(path: Path) -> Opened:
     tensors, stored = tensorfile.read(path, FORMAT)
     try:
-        facts = Facts(**(stored | {"layout": Layout(**stored["layout"])}))
-    except (TypeError, KeyError) as error:
-        raise SolverBenchError(f"{path} is no {FORMAT} file of solverbench") from error
+        facts = checked_facts(stored)
+    except ValidationError as error:
+        said = first_fault(error)
+        raise SolverBenchError(f"{path} is no {FORMAT} file of solverbench: {said}") from error
     found: dict[str, dict[str, Lazy]] = {"unet": {}, "first_stage": {}, "classes": {}}
     for key, value in tensors.items():
         part, _, rest = key.partition(".")
@@ -195,23 +205,18 @@ def _folder(path: Path) -> Iterator[Opened]:
     stages = [name for name in ("vqvae", "vae") if (path / name).is_dir()]
     if not stages or not (path / "unet").is_dir():
         raise SolverBenchError(f"{path} has no folders unet and vqvae (or vae)")
-    unet, stage = (_json(path / name / "config.json") for name in ("unet", stages[0]))
-    if unet.get("_class_name") != "UNet2DModel" or unet.get("num_class_embeds"):
+    unet, stage = (read_json(path / name / "config.json") for name in ("unet", stages[0]))
+    if unet.get("_class_name") == KINDS[1] or unet.get("num_class_embeds"):
         raise SolverBenchError(
             f"{path}: a folder has no place for classes; load the .ckpt or a converted file"
         )
-    for part, kinds in ((unet, KINDS[:2]), (stage, KINDS[2:])):
-        if part.get("_class_name") not in kinds or type(part.get("sample_size")) is not int:
-            raise SolverBenchError(f"{path}: a config.json is not that of a {' or '.join(kinds)}")
-    betas = _betas(path / "scheduler" / "scheduler_config.json")
-    # a VQModel says 0.18215 by default, which no VQ model was trained with
-    scale = float(stage.get("scaling_factor", 1.0)) if stage["_class_name"] == KINDS[3] else 1.0
+    layout = _layout(path, unet, stage)
     files = [path / name / FOLDER_FILE for name in ("unet", stages[0])]
     with ExitStack() as stack:
         parts = [_safetensors(file, stack) for file in files]
-        digests = [_digest(file) for file in files]
+        digests = [sha256_of(file) for file in files]
         facts = Facts(
-            Layout(unet, stage, 0, 0, *betas, scale),
+            layout,
             "diffusers",
             dtype_of(parts),
             num_parameters_of(parts[0]),
@@ -221,10 +226,16 @@ def _folder(path: Path) -> Iterator[Opened]:
         yield Opened(facts, *(_plain(part) for part in [*parts, {}]))
 
 
-def _digest(file: Path) -> str:
-    """SHA-256 of a file that is never held whole."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _layout(path: Path, unet: dict[str, Any], stage: dict[str, Any]) -> Layout:
+    """What the settings in a folder say."""
+    betas = _betas(path / "scheduler" / "scheduler_config.json")
+    # a VQModel says 0.18215 by default, which no VQ model was trained with
+    is_kl = stage.get("_class_name") == STAGES[1]
+    scale = stage.get("scaling_factor", 1.0) if is_kl else 1.0
+    try:
+        return checked_layout(Layout(_public(unet), _public(stage), 0, 0, *betas, scale))
+    except ValidationError as error:
+        raise SolverBenchError(f"{path}: {first_fault(error)}") from error
 
 
 def _safetensors(file: Path, stack: ExitStack) -> dict[str, Lazy]:
@@ -234,26 +245,15 @@ def _safetensors(file: Path, stack: ExitStack) -> dict[str, Lazy]:
     return {k: Lazy(v.shape, v.storage.dtype, v.read) for k, v in stored.items()}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SolverBenchError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SolverBenchError(f"{path} is no JSON") from error
-    if not isinstance(found, dict):
-        raise SolverBenchError(f"{path} is no configuration")
-    return found
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in settings.items() if key[:1] != "_" or key == "_class_name"}
 
 
-def _betas(path: Path) -> tuple[float, float]:
-    """First and last beta of a diffusers scheduler."""
-    given = _json(path)
+def _betas(path: Path) -> tuple[Any, Any]:
+    """First and last beta of a diffusers scheduler, as it says."""
+    given = read_json(path)
     wanted = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    ends = given.get("beta_start"), given.get("beta_end")
     for key, value in (wanted | {"prediction_type": "epsilon"}).items():
         if given.get(key, None if key in wanted else value) != value:
             raise SolverBenchError(f"{path}: {key} must be {value!r}")
-    if not all(type(end) is float and 0 < end < 1 for end in ends):
-        raise SolverBenchError(f"{path}: beta_start and beta_end lie between 0 and 1")
-    return cast(tuple[float, float], ends)
+    return given.get("beta_start"), given.get("beta_end")

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from solverbench.errors import SolverBenchError
 
+KINDS = ("UNet2DModel", "UNet2DConditionModel", "VQModel", "AutoencoderKL")  # of diffusers
+MOST_INPUTS = 1024  # input blocks of a network that is told from names
 RAW, EMA = "model.diffusion_model.", "model_ema.diffusion_model"
 STAGE, CLASSES = "first_stage_model.", "cond_stage_model.embedding.weight"
 # width, multiples, context: heads or their width, side of the latents
@@ -225,6 +227,8 @@ def _unet_of(shapes: dict[str, Shape]) -> tuple[dict[str, Any], int, int]:
     """Keywords, width of the context (0 for none), side of the latents (0 for unknown)."""
     width, channels = shapes["input_blocks.0.0.weight"][:2]
     num = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("input_blocks."))
+    if num > MOST_INPUTS:
+        raise ValueError("too many input blocks")
     downs = [i for i in range(num) if f"input_blocks.{i}.0.op.weight" in shapes]
     num_blocks = (downs[0] if downs else num) - 1
     firsts = range(1, num, num_blocks + 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from solverbench.errors import SolverBenchError
 
+LARGEST = 1 << 28  # bytes of a file of prompts; a million of MS-COCO take 60 MB
 GROUP = 16  # prompts embedded together
 
 
@@ -17,12 +18,17 @@ def read_prompts(path: Path) -> list[str]:
     """A prompt a line of UTF-8 text; an empty line is the empty prompt.
 
     Raises:
-        SolverBenchError: for a file that is missing, empty or no UTF-8.
+        SolverBenchError: for a file that is missing, too large, empty or no UTF-8.
     """
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST):
+            raise SolverBenchError(
+                f"{path} is no file of prompts; wanted: a prompt a line, up to {LARGEST} bytes"
+            )
         text = path.read_text("utf-8-sig")  # newlines of all systems become \n
     except OSError as error:
-        raise SolverBenchError(f"{path} cannot be read: a file with a prompt a line") from error
+        why = f"{path} cannot be read: {error.strerror}"
+        raise SolverBenchError(f"{why}; wanted: a prompt a line") from error
     except ValueError as error:
         raise SolverBenchError(f"{path} is no UTF-8 text; wanted: a prompt a line") from error
     if not text:

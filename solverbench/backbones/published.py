@@ -44,6 +44,11 @@ class Price(NamedTuple):
     decode_mb: float = 0.0
 
 
+def _place(weights: str | None, file: str) -> str:
+    """The place of a published file, where the user names none."""
+    return str(published_files.require(file)[0]) if weights is None else weights
+
+
 def _counted(backbone: Backbone, price: Price, file: str, general: str) -> None:
     """Refuse a network of another size."""
     found = sum(p.numel() for p in backbone.network.parameters())
@@ -92,7 +97,7 @@ class _PublishedEDM(EDM):
             device: where it lives.
         """
         super().__init__(
-            weights=weights or str(published_files.require(self.needs[0])[0]),
+            weights=_place(weights, self.needs[0]),
             frame=frame,
             t_min=self.t_end if t_min is None and frame == "vp" else t_min,
             channels_last=channels_last,
@@ -178,7 +183,7 @@ class LDMBedroom(LDM):
             t_min: where students stop.
             **options: see ``NetworkOptions``.
         """
-        file = weights or str(published_files.require(self.needs[0])[0])
+        file = _place(weights, self.needs[0])
         super().__init__(weights=file, t_min=t_min, **options)
         _counted(self, self.price, self.needs[0], "ldm")
 
@@ -211,7 +216,7 @@ class LDMImageNet(LDM):
             t_min: where students stop.
             **options: see ``NetworkOptions``.
         """
-        file = weights or str(published_files.require(self.needs[0])[0])
+        file = _place(weights, self.needs[0])
         super().__init__(weights=file, guidance=guidance, t_min=t_min, **options)
         _counted(self, self.price, self.needs[0], "ldm")
 
@@ -250,7 +255,7 @@ class StableDiffusion15(StableDiffusion):
         if prompts is None and published_files.present("coco-captions"):
             prompts = str(published_files.path("coco-captions"))
         super().__init__(
-            weights=weights or str(published_files.require(self.needs[0])[0]),
+            weights=_place(weights, self.needs[0]),
             prompts=prompts,
             guidance=guidance,
             t_min=t_min,

@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from safetensors import SafetensorError, safe_open
-
+from solverbench import tensorfile
+from solverbench.backbones import settings
+from solverbench.backbones.settings import read_json, readable, shown
 from solverbench.errors import SolverBenchError
+from solverbench.files import sha256_of
 from solverbench.schedule import Output, VPDiscrete
+from solverbench.sources import open_source
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
+VOCABULARY = ("vocab.json", "merges.txt")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 SCHEDULERS = (
     *("PNDM", "DDIM", "DDPM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete"),
@@ -54,9 +58,7 @@ OTHER_INPUTS = (
     *("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"),
     "time_cond_proj_dim",
 )  # settings of UNets that read more than a state, a step and a text
-SIZES = {"sample_size": 1024, "in_channels": 64, "cross_attention_dim": 8192}  # largest values
-LARGEST_JSON = 2**24  # bytes; the vocabulary of SD is 1 MB
-MOST_LAYERS = 64
+UNET = "unet/config.json"
 
 
 class SDFacts(NamedTuple):
@@ -140,15 +142,17 @@ def open_sd(path: Path) -> SDFolder:
         SolverBenchError: for a missing part, a class other than those of Stable Diffusion 1.x, or
             settings that are not supported.
     """
-    _check_components(path)
-    for part, name in WEIGHTS.items():
-        _check_present(path / part, name)
+    with readable(path):
+        _check_components(path)
+        for part, name in WEIGHTS.items():
+            _check_present(path / part, name)
+        for name in VOCABULARY:
+            _check_present(path / "tokenizer", name)
     configs = {part: _config(path, part) for part in WEIGHTS}
-    for name, most in SIZES.items():
-        value = configs["unet"].get(name)
-        if type(value) is not int or not 1 <= value <= most:
-            where = "unet/config.json"
-            refuse(path, where, f"{name} is {shown(value)}; wanted: a whole number up to {most}")
+    try:
+        settings.check_sizes(configs["unet"], tuple(settings.SIZES))
+    except ValueError as error:
+        refuse(path, UNET, str(error))
     _check_agreement(path, *configs.values())
     return SDFolder(path, configs, *_schedule(path))
 
@@ -162,8 +166,11 @@ def inspect_sd(path: Path) -> SDFacts:
     folder = open_sd(path)
     parameters, dtypes = {}, {}
     for part, name in WEIGHTS.items():
-        shapes, kinds = _header(path / part / name)
-        parameters[part] = sum(math.prod(shape) for shape in shapes)
+        with open_source(path / part / name) as source:
+            stored, _ = tensorfile.inspect(source)
+        kept = [value for key, value in stored.items() if not key.endswith("position_ids")]
+        parameters[part] = sum(math.prod(value.shape) for value in kept)
+        kinds = {str(value.storage.dtype).removeprefix("torch.") for value in kept}
         dtypes[part] = ", ".join(sorted(kinds))
     vae = folder.configs["vae"]
     size = folder.state_shape[1] * 2 ** (len(vae.get("block_out_channels", [0])) - 1)
@@ -187,16 +194,12 @@ def identity(folder: SDFolder, prompts: Path | None) -> str:
     the prompts, so that no two lists of prompts can share samples.
     """
     files = [folder.path / part / name for part, name in WEIGHTS.items()]
-    files += [folder.path / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    files += [folder.path / "tokenizer" / name for name in VOCABULARY]
     found: list[Any] = [folder.configs, folder.beta_first, folder.beta_last, folder.output]
-    found += [_digest(path) for path in files]
-    found.append(_digest(prompts) if prompts else "")
+    with readable(folder.path):
+        found += [sha256_of(path) for path in files]
+        found.append(sha256_of(prompts))
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse(path: Path, file: str, reason: str) -> NoReturn:
@@ -204,31 +207,11 @@ def refuse(path: Path, file: str, reason: str) -> NoReturn:
     raise SolverBenchError(f"{path / file}: {reason}")
 
 
-def read_json(path: Path, file: str) -> dict[str, Any]:
-    """A JSON object from a file of a folder.
-
-    Raises:
-        SolverBenchError: for one that is missing, too large or something else.
-    """
-    where = path / file
-    if not where.is_file():
-        refuse(path, file, "is missing; wanted: a folder of Stable Diffusion 1.x for diffusers")
-    if where.stat().st_size > LARGEST_JSON:
-        refuse(path, file, f"has more than {LARGEST_JSON} bytes, too many for settings")
-    try:
-        read = json.loads(where.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        refuse(path, file, "is no readable JSON")
-    if not isinstance(read, dict):
-        refuse(path, file, "holds no JSON object")
-    return read
-
-
 def _check_components(path: Path) -> None:
     """Refuse every class but those of Stable Diffusion, by exact names."""
     if not path.is_dir():
         raise SolverBenchError(f"{path} is no folder; wanted: one of Stable Diffusion 1.x")
-    index = read_json(path, "model_index.json")
+    index = read_json(path / "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
         kind = shown(index.get("_class_name"))
         refuse(path, "model_index.json", f"is of a {kind}; wanted: StableDiffusionPipeline")
@@ -257,7 +240,7 @@ def _check_present(folder: Path, name: str) -> None:
 def _config(path: Path, part: str) -> dict[str, Any]:
     """Settings of a part, without private ones; its class is as expected."""
     file = f"{part}/config.json"
-    read = read_json(path, file)
+    read = read_json(path / file)
     named = read.get("architectures" if part == "text_encoder" else "_class_name")
     if named != ([CLASSES[part]] if part == "text_encoder" else CLASSES[part]):
         refuse(path, file, f"is of class {shown(named)}; wanted: {CLASSES[part]}")
@@ -267,13 +250,10 @@ def _config(path: Path, part: str) -> dict[str, Any]:
         for key, kind in ENCODER_SETTINGS.items():
             if not isinstance(kept[key], kind):
                 refuse(path, file, f"{key} is {shown(kept[key])}")
-    for key, value in kept.items():
-        flat = value if isinstance(value, list) else [value]
-        plain = all(v is None or isinstance(v, bool | int | float | str) for v in flat)
-        layers = MOST_LAYERS if "layers" in key else LARGEST_JSON
-        small = all(not isinstance(v, int) or 0 <= v <= layers for v in flat)
-        if not (plain and small and len(flat) <= MOST_LAYERS):
-            refuse(path, file, f"{shown(key)} is {shown(value)}, which is no setting of a model")
+    try:
+        settings.check_settings(kept)
+    except ValueError as error:
+        refuse(path, file, str(error))
     return kept
 
 
@@ -283,7 +263,7 @@ def _check_agreement(
     """Refuse parts that are not those of Stable Diffusion 1.x or do not fit each other."""
     for name, value in unet.items():
         if name in OTHER_INPUTS and value is not None:
-            refuse(path, "unet/config.json", f"sets {name}: the network wants more than a text")
+            refuse(path, UNET, f"sets {name}: the network wants more than a text")
     same = (
         ("in_channels", unet.get("in_channels"), "out_channels", unet.get("out_channels", 4)),
         ("in_channels", unet["in_channels"], "latent_channels", vae.get("latent_channels", 4)),
@@ -296,7 +276,7 @@ def _check_agreement(
     )
     for one, x, other, y in same:
         if x != y:
-            refuse(path, "unet/config.json", f"{one} is {x}, but {other} is {y}: these must agree")
+            refuse(path, UNET, f"{one} is {x}, but {other} is {y}: these must agree")
     factor = vae.setdefault("scaling_factor", 0.18215)
     if type(factor) is not float or not 0 < factor < math.inf:
         refuse(path, "vae/config.json", f"scaling_factor is {shown(factor)}; wanted: above 0")
@@ -313,7 +293,7 @@ def _schedule(path: Path) -> tuple[float, float, Output]:
         "rescale_betas_zero_snr": False,
         "beta_schedule": None,
         "prediction_type": "epsilon",
-        **read_json(path, file),
+        **read_json(path / file),
     }
     outputs: dict[object, Output] = {"epsilon": "eps", "v_prediction": "v"}
     for key, allowed in (
@@ -330,19 +310,3 @@ def _schedule(path: Path) -> tuple[float, float, Output]:
     if not (type(first) is float and type(last) is float and 0 < first < last < 1):
         refuse(path, file, f"beta_start is {shown(first)}, beta_end {shown(last)}")
     return first, last, outputs[given["prediction_type"]]
-
-
-def shown(value: object) -> str:
-    """A foreign value, short and in ASCII."""
-    return ascii(value)[:80]
-
-
-def _header(path: Path) -> tuple[list[list[int]], set[str]]:
-    """Shapes and types of all tensors but tables of positions."""
-    try:
-        with safe_open(path, "pt") as file:
-            names = [key for key in list(file.keys()) if not key.endswith("position_ids")]
-            slices = [file.get_slice(name) for name in names]
-            return [s.get_shape() for s in slices], {s.get_dtype() for s in slices}
-    except (OSError, SafetensorError) as error:
-        raise SolverBenchError(f"{path} cannot be read as safetensors: {error}") from error

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from solverbench.backbones.latent import WITHOUT_EXTRA, diffusers_of
-from solverbench.backbones.sd_files import CLASSES, WEIGHTS, SDFolder, read_json, refuse, shown
+from solverbench.backbones.sd_files import CLASSES, WEIGHTS, SDFolder, refuse
+from solverbench.backbones.settings import LARGEST_JSON, UNBUILDABLE, read_json, readable, shown
 from solverbench.errors import SolverBenchError
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -81,7 +82,7 @@ def _filled(folder: SDFolder, part: str, kind: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             made: nn.Module = kind(**settings)
-    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
+    except UNBUILDABLE as error:
         line = str(error).strip().partition("\n")[0]
         refuse(folder.path, file, f"makes no {CLASSES[part]}: {line}")
     where = folder.path / part / WEIGHTS[part]
@@ -134,10 +135,10 @@ def _tokenizer(folder: SDFolder, kind: Any) -> Any:
     path, end = folder.path, "<|endoftext|>"
     for file in ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"):
         if (path / file).is_file():
-            pad = read_json(path, file).get("pad_token", end)
+            pad = read_json(path / file).get("pad_token", end)
             if (pad.get("content") if isinstance(pad, dict) else pad) != end:
                 refuse(path, file, f"pads with {shown(pad)}; Stable Diffusion 1.x with {end}")
-    vocab, most = read_json(path, "tokenizer/vocab.json"), folder.configs["text_encoder"]
+    vocab, most = read_json(path / "tokenizer/vocab.json"), folder.configs["text_encoder"]
     if not all(type(v) is int and 0 <= v < most["vocab_size"] for v in vocab.values()):
         refuse(path, "tokenizer/vocab.json", "holds tokens that the text encoder does not have")
     if not {"<|startoftext|>", end} <= vocab.keys():
@@ -147,10 +148,14 @@ def _tokenizer(folder: SDFolder, kind: Any) -> Any:
 
 
 def _merges(path: Path, file: str, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    with readable(path / file):
+        if (path / file).stat().st_size > LARGEST_JSON:
+            refuse(path, file, f"has more than {LARGEST_JSON} bytes")
+        data = (path / file).read_bytes()
     try:
-        lines = (path / file).read_text("utf-8").split("\n")
-    except (OSError, ValueError):
-        refuse(path, file, "is missing or no UTF-8 text")
+        lines = data.decode().replace("\r\n", "\n").split("\n")
+    except ValueError:
+        refuse(path, file, "is no UTF-8 text")
     rows = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     for row in rows:
         if len(row) != 2 or not {*row, "".join(row)} <= vocab.keys():

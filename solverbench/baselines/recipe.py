@@ -13,6 +13,10 @@ from solverbench.benchmark.spec import EvaluationSpec, FitSpec, Model, Named, Ru
 from solverbench.errors import SolverBenchError, unknown_name
 
 ABOVE = re.compile(r"student ?\+ ?([1-9]\d?)")  # NFE of a teacher above its student
+NO_YAML = (  # what safe loading raises; its scalars with a tag of their own raise the last four
+    *(yaml.YAMLError, RecursionError, ValueError),
+    *(LookupError, AttributeError, TypeError, ArithmeticError),
+)
 RECIPES = Path(__file__).with_name("recipes")
 
 
@@ -251,11 +255,13 @@ def parse_yaml(text: str, what: str) -> Any:
     """YAML to plain data; only scalars, lists and mappings can be made."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+    except NO_YAML as error:
+        told = getattr(error, "problem", None) or error
+        foreign = not isinstance(error, yaml.YAMLError | ValueError | RecursionError)
+        reason = "a value does not fit its tag" if foreign else " ".join(str(told).split())
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        raise SolverBenchError(f"{what}: not YAML{line}: {reason}; correct it") from error
+        raise SolverBenchError(f"{what}: not YAML{line}: {reason[:160]}; correct it") from error
 
 
 def _override(data: dict[str, Any], override: str) -> None:

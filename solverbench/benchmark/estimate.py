@@ -33,7 +33,7 @@ JUDGE_PASSES = (
     50  # forward passes that a pair costs: 15 with penalties, at the slow speed of groups
 )
 PARAMETER = 4  # bytes
-GRADIENT = 1 + BACKWARD_COST  # of an evaluation with gradients, in those without
+GRADIENT = 1 + BACKWARD_COST  # of an evaluation with gradients, in those without; weights frozen
 SHORT = 1.0  # seconds of a probe
 SMALL = 5_000_000  # parameters of a network that is probed with more than a row on the CPU
 MB = 1e6
@@ -123,9 +123,10 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """For people."""
+        less = f"; {size_of(self.recompute_bytes)} with --set fit.memory=recompute"
         fit = [
-            f"  memory  about {size_of(self.network_bytes)} of the device at the peak of training; "
-            f"{size_of(self.recompute_bytes)} with --set fit.memory=recompute"
+            f"  memory  about {size_of(self.network_bytes)} of the device at the peak of training"
+            f"{less if self.recompute_bytes < self.network_bytes else ''}"
         ]
         return [
             f"  time    about {duration_of(self.hours)}",
@@ -197,7 +198,7 @@ def price_rates(price: Any, measured: Rates | None = None) -> Rates:
     whose = "measured here" if measured else "what the paper's times on one H100 come to"
     return Rates(
         forward=call / speed,
-        training=2 * call / speed,  # weights are frozen: the way back costs as much as the way out
+        training=GRADIENT * call / speed,
         passed={k: (VGG * n + price.decode_gflop) * 1e9 / speed for k, n in seen.items()},
         judged=JUDGE_PASSES * judge * 1e9 / speed,
         decoded=price.decode_gflop * 1e9 / speed,

@@ -34,12 +34,42 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     """
     kind = registry.backbones.get(name)
     check_options("backbone", name, kind, options, skip=1)
+    for place in ("weights", "config", "prompts"):
+        if options.get(place) == "":
+            raise SolverBenchError(
+                f"backbone {name}: option {place} is empty; give a path, or leave it away"
+            )
+    if isinstance(options.get("device"), str):
+        check_device(f"backbone {name}", options["device"])
     try:
         made: Backbone = kind(**options)
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+    except ValueError as error:
         line = str(error).strip().partition("\n")[0]
         raise SolverBenchError(f"backbone {name}: {line}") from error
     return made
+
+
+def check_device(where: str, name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Args:
+        where: what it is for, for the message.
+        name: for example ``cpu`` or ``cuda:1``.
+
+    Raises:
+        SolverBenchError: names those that it has.
+    """
+    if name == "cpu":
+        return
+    found = ["cpu"]
+    kind = torch.accelerator.current_accelerator()
+    if kind is not None and torch.accelerator.is_available():
+        numbered = range(torch.accelerator.device_count())
+        found += [kind.type, *(f"{kind.type}:{number}" for number in numbered)]
+    if name not in found:
+        raise SolverBenchError(
+            f"{where}: device {name} is not available here; allowed: {', '.join(found)}"
+        )
 
 
 def load_solver(name: str, backbone: Backbone, nfe: int, **options: Any) -> Solver:

@@ -1,6 +1,5 @@
 """LPIPS as a training distance: published weights from local files, nothing ever downloaded."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -14,6 +13,7 @@ from torch.nn import functional
 from solverbench import weights
 from solverbench.benchmark.distances import Decoder, Distance
 from solverbench.errors import MissingWeightsError, SolverBenchError
+from solverbench.files import sha256_of
 from solverbench.images import Extractor
 
 SIZE = 224  # pixels a side
@@ -173,8 +173,8 @@ def load_heads() -> list[Tensor]:
 def _load(path: Path, sha256: str, remedy: str) -> dict[str, Tensor]:
     """Tensors of a file whose hash starts with ``sha256``; nothing in it can run."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        path.stat()
+        found = sha256_of(path)
     except OSError as error:
         raise SolverBenchError(f"cannot read {path}: {error.strerror}; {remedy}") from error
     if not found.startswith(sha256):

@@ -14,9 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from solverbench.backbones import edm_files
+from solverbench.backbones.edm_preconditioning import build
+from solverbench.sources import Source
+
 DATA = Path(__file__).parents[1] / "data" / "backbones"
 HOSTILE = "malicious/hostile-source-valid-weights.pkl"
 CLASSES = {"Positional": "PositionalEmbedding", "Fourier": "FourierEmbedding"}
+TINY = {
+    "img_resolution": 4,
+    "img_channels": 1,
+    "model_type": "DhariwalUNet",
+    "model_channels": 4,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+}
 STORAGES = {torch.float32: "FloatStorage", torch.float16: "HalfStorage"}
 
 
@@ -44,6 +57,14 @@ class Made:
     state: Any
 
 
+@dataclass
+class Kept:
+    """A value that the stream keeps under a number; without a value what it kept before."""
+
+    index: int
+    value: Any = ...
+
+
 ORDERED = Call(Label("collections", "OrderedDict"), ())
 
 
@@ -52,7 +73,7 @@ def emit(value: Any) -> bytes:
     return b"\x80\x04" + _emit(value) + b"."
 
 
-def _emit(value: Any) -> bytes:  # noqa: PLR0911 (a kind of value a line)
+def _emit(value: Any) -> bytes:  # noqa: C901, PLR0911 (a kind of value a line)
     match value:
         case Label():
             return f"c{value.module}\n{value.name}\n".encode()
@@ -60,6 +81,9 @@ def _emit(value: Any) -> bytes:  # noqa: PLR0911 (a kind of value a line)
             return _emit(value.label) + _emit(value.args) + b"R"
         case Made():
             return _emit(value.label) + b")\x81" + _emit(value.state) + b"b"
+        case Kept():
+            number = struct.pack("<I", value.index)
+            return b"j" + number if value.value is ... else _emit(value.value) + b"r" + number
         case dict():
             return b"}(" + b"".join(_emit(k) + _emit(v) for k, v in value.items()) + b"u"
         case tuple() | list():
@@ -162,3 +186,19 @@ def goldens(name: str) -> dict[str, Any]:
             k: arrays[k] if arrays[k].dtype.kind == "U" else torch.from_numpy(np.array(arrays[k]))
             for k in arrays
         }
+
+
+@cache
+def tiny() -> tuple[bytes, Any]:
+    """A small network and its file."""
+    torch.manual_seed(0)
+    network = build("EDMPrecond", TINY).to_empty(device="cpu")
+    for value in network.state_dict().values():
+        value.normal_()
+    return emit(edm_tree(network, TINY)), network
+
+
+def load_bytes(data: bytes) -> Any:
+    """What the loader makes of a file's bytes."""
+    facts, tensors = edm_files.inspect(Source(io.BytesIO(data)))
+    return edm_files.filled(facts, tensors)

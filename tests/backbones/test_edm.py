@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import solverbench as sb
+from solverbench import tensorfile
+from solverbench.backbones import edm_files
 from solverbench.backbones.edm import EDM
 from solverbench.backbones.edm_files import load_network, save_network
 from solverbench.backbones.edm_preconditioning import Precond, build
 from solverbench.benchmark.conformance import check_backbone
 from solverbench.errors import SolverBenchError
+from solverbench.inspecting import weights_facts
 from solverbench.schedule import VE, VPLinear, vp_wrapped
 from solverbench.solvers import Batch, FitTask, Setting, sample
 from solverbench.solvers.ddim import DDIM
@@ -275,5 +279,47 @@ def test_files_that_are_missing_or_foreign_get_one_line(tmp_path: Path) -> None:
     with pytest.raises(SolverBenchError, match="is missing"):
         EDM(weights=str(tmp_path / "no.safetensors"))
     (tmp_path / "text.pkl").write_text("<html>")
-    with pytest.raises(SolverBenchError, match=r"text\.pkl: .*instruction"):
+    with pytest.raises(SolverBenchError, match=r"text\.pkl: .*no pickle"):
         EDM(weights=str(tmp_path / "text.pkl"))
+    with pytest.raises(SolverBenchError, match="is a folder"):
+        EDM(weights=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"kind": 3}, "no short text"),
+        ({"kind": "Payload"}, "known are EDMPrecond"),
+        ({"keywords": [1]}, "what its network was made from"),
+        ({"keywords": {"a": {}}}, "no number, text"),
+        ({"keywords": {"model_type": []}}, "model_type"),
+        ({"sigma_min": "0"}, "no range"),
+        ({"sigma_min": 1e300}, "no range"),
+        ({"sigma_min": 5.0, "sigma_max": 1.0}, "range of noise levels"),
+        ({"sigma_max": float("nan")}, "no range"),
+        ({"sigma_min": 1e6}, "none of the VP frame"),
+        ({"dtype": "float64"}, "known are"),
+        ({"file_sha256": 5}, "no short text"),
+        ({"other": 1}, "not those of an EDM network"),
+    ],
+)
+def test_facts_of_converted_files_are_checked_as_strictly(
+    change: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    network, facts = load_network(fixture_file("edm-tiny-uncond-ddpmpp.pkl", tmp_path))
+    path, tensors = tmp_path / "d.safetensors", dict(network.state_dict())
+    tensorfile.write(path, edm_files.FORMAT, tensors, facts._asdict() | change)
+    with pytest.raises(SolverBenchError, match=why) as caught:
+        sb.load_backbone("edm", weights=str(path))
+    assert "\n" not in str(caught.value)
+    if "sigma_min" not in change or change["sigma_min"] != 1e6:
+        with pytest.raises(SolverBenchError, match=why):
+            weights_facts(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network, facts = load_network(fixture_file("edm-tiny-uncond-ddpmpp.pkl", tmp_path))
+    next(network.parameters()).data.fill_(float("nan"))
+    save_network(tmp_path / "d.safetensors", network, facts)
+    with pytest.raises(SolverBenchError, match="not finite"):
+        load_network(tmp_path / "d.safetensors")

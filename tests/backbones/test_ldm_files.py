@@ -281,7 +281,7 @@ def test_wrong_arguments_get_one_line(files: dict[str, Path], tmp_path: Path) ->
         ({}, "needs weights=PATH"),
         ({"weights": str(tmp_path / "no.ckpt")}, "is missing"),
         ({"weights": str(tmp_path / "text.ckpt")}, "refused"),
-        ({"weights": str(tmp_path / "cut.ckpt")}, "no torch file"),
+        ({"weights": str(tmp_path / "cut.ckpt")}, "cut.ckpt: the file is refused"),
         ({"weights": plain}, "give config=PATH"),
         ({"weights": plain, "config": str(tmp_path / "no.yaml")}, "cannot be read"),
         ({"weights": plain, "config": config, "guidance": 2.0}, "no classes to be guided by"),

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from solverbench import weights
+from solverbench import registry, weights
 from solverbench.backbones import published
 from solverbench.backbones.edm_preconditioning import build
 from solverbench.backbones.latent import LatentBackbone
+from solverbench.benchmark.load import check_device, load_backbone
+from solverbench.benchmark.spec import Named
 from solverbench.errors import MissingWeightsError, SolverBenchError
+from solverbench.inventory import files_of
 
 DATA = Path(__file__).parents[1] / "data" / "backbones"
 PIXELS = (published.EDMCifar10, published.EDMFFHQ, published.EDMAFHQv2)
@@ -195,3 +198,50 @@ def test_a_latent_network_of_another_size_is_refused(
     )
     with pytest.raises(SolverBenchError, match="1 parameters, the published one 2"):
         published.LDMBedroom(weights="model.ckpt")
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_a_bad_value_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raising(error: Exception) -> type:
+        class Broken:
+            def __init__(self, *, device: str = "cpu") -> None:
+                raise error
+
+        return Broken
+
+    for error in (TypeError("'int' object is not subscriptable"), RuntimeError(), AssertionError()):
+        kind = raising(error)
+        monkeypatch.setattr(registry.backbones, "get", lambda name, kind=kind: kind)
+        with pytest.raises(type(error)):
+            load_backbone("broken")
+    monkeypatch.setattr(registry.backbones, "get", lambda name: raising(ValueError("one\ntwo")))
+    with pytest.raises(SolverBenchError, match=r"^backbone broken: one$"):
+        load_backbone("broken")
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for device in ("cuda", "cuda:7", "meta", "zz", ""):
+        with pytest.raises(SolverBenchError, match=r"is not available here; allowed: cpu$"):
+            load_backbone("edm", weights=str(tiny), device=device)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1"):
+        check_device("backbone edm", device)
+    with pytest.raises(SolverBenchError, match=r"allowed: cpu, cuda, cuda:0, cuda:1$"):
+        check_device("backbone edm", "cuda:2")
+
+
+@pytest.mark.parametrize("kind", [*PIXELS, *LATENTS])
+def test_an_empty_place_is_not_taken_for_none(kind: Any, empty: Path) -> None:
+    assert files_of(Named(name=kind.name, options={"weights": ""})) == ()
+    assert files_of(Named(name=kind.name)) == kind.needs
+    with pytest.raises(SolverBenchError, match="option weights is empty"):
+        load_backbone(kind.name, weights="")
+    with pytest.raises(SolverBenchError) as caught:
+        kind(weights="")
+    assert not isinstance(caught.value, MissingWeightsError)

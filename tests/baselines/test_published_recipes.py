@@ -201,6 +201,7 @@ def test_a_dry_run_shows_the_recipe_as_it_was_understood_and_what_it_takes(empty
         "fd of 50000 images, seeds 50000 to 99999",
         "ipndm-3 [dmn] @ 10",
         "time    about",
+        "guidance makes each two network rows); one with gradients counts as 2\n",
         "TFLOP/s",
     ):
         assert part in shown

@@ -6,6 +6,7 @@ import torch
 from solverbench import registry
 from solverbench.baselines.recipe import cells, load_recipe
 from solverbench.benchmark.estimate import (
+    GRADIENT,
     Rates,
     duration_of,
     estimate,
@@ -14,6 +15,7 @@ from solverbench.benchmark.estimate import (
     size_of,
     work_of,
 )
+from solverbench.benchmark.launch import cost_of
 from solverbench.benchmark.load import is_learnable, load_backbone
 from solverbench.benchmark.spec import RunSpec
 
@@ -112,6 +114,29 @@ def test_teacher_sets_that_cells_share_are_counted_once() -> None:
     assert work_of(gs + gas).teacher == (1400 + 5000 + 1000) * 20
     disk = estimate(gs, rates_of("edm-ffhq")).disk_bytes
     assert disk == 4 * 3 * 64 * 64 * (2400 + 50_000)
+
+
+def test_recomputing_is_offered_only_where_it_saves_something() -> None:
+    rates = rates_of("edm-cifar10")
+    store, recompute = (ends("edm-cifar10", "gs", memory=m)[1] for m in ("store", "recompute"))
+    offered = "--set fit.memory=recompute"
+    assert offered in "\n".join(estimate([store], rates).lines())
+    assert offered not in "\n".join(estimate([recompute], rates).lines())
+
+
+def test_an_evaluation_with_gradients_counts_alike_everywhere() -> None:
+    """As documented: the way back costs as much as the way out."""
+    spec = ends("edm-cifar10", "gs")[0]
+    fit = spec.fit
+    assert fit is not None
+    trained = fit.iterations * fit.batch * spec.nfe
+    sampled = spec.evaluation.num_images * spec.nfe
+    assert cost_of(spec) == sampled + GRADIENT * trained
+    counted = rates_of("edm-cifar10")
+    assert counted.training == GRADIENT * counted.forward
+    timed = measured_rates(load_backbone("digits"), seconds=0.01)
+    assert timed.training == GRADIENT * timed.forward
+    assert GRADIENT == 2
 
 
 def test_guidance_doubles_what_an_evaluation_costs() -> None:

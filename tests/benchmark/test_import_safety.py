@@ -131,6 +131,8 @@ def test_the_commands_import_and_say_in_one_line_what_is_wrong(empty: Path) -> N
     again = runner.invoke(import_, teach)
     assert (again.exit_code, again.output.count("\n")) == (2, 1)
     assert again.output.startswith("error: teachers/digits exists")
+    loud = runner.invoke(import_, [*teach[:-1], "--out", "other"])
+    assert (loud.exit_code, loud.stderr) == (0, "")  # no bar where there is no terminal
     write(empty / "gs.pt", checkpoint(trained("ema")), "torch")
     learn = ["student", "gs.pt", "--backbone", "digits", "--nfe", "3", "--t-min", "1e-3"]
     done = runner.invoke(import_, learn)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from solverbench.benchmark.importing.student import (
@@ -18,6 +19,7 @@ from solverbench.benchmark.importing.student import (
     read_checkpoint,
     read_student,
 )
+from solverbench.cli import main
 from solverbench.errors import SolverBenchError
 from solverbench.solvers import sample
 from solverbench.sources import Source
@@ -133,6 +135,11 @@ STUDENTS: dict[str, tuple[Change, str]] = {
     "two types": (_at(1, torch.zeros(3)), "several types"),
     "no list": (changed(ema={"shadow_params": None}), "no list shadow_params"),
     "no ema": (without("ema"), "lacks ema; a student has ema, model, step"),
+    "an endless step": (changed(step=float("inf")), "its step is inf; it must be a whole number"),
+    "no step": (changed(step=None), "its step is None"),
+    "a step below 0": (changed(step=-1), "its step is another; it must be a whole number from 0"),
+    "a truth": (changed(step=True), "its step is True"),
+    "a huge step": (changed(step=10**12), "from 0 to 1,000,000,000"),
     "negative times": (_at(1, torch.full((3,), -2.0, dtype=torch.float64)), "at or below 0"),
 }
 
@@ -146,6 +153,37 @@ def test_a_wrong_student_is_refused_in_one_line(name: str, tmp_path: Path) -> No
         import_student(path, edm(), tmp_path / "s.safetensors", Student())  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s.safetensors").exists()
+
+
+def test_what_of_the_order_was_checked_is_kept(tmp_path: Path) -> None:
+    """Without names two of the four checks have nothing to look at."""
+    found = checkpoint(trained("ema"), trained("final"))
+    other = OrderedDict({f"x{i}": v for i, v in enumerate(found["model"].values())})
+    for model, checks in ((found["model"], 4), (other, 2), ({}, 2)):
+        path = write(tmp_path / "gs.pt", found | {"model": model}, "torch")
+        tableau = import_student(path, edm(), tmp_path / "s.safetensors", Student())  # type: ignore[arg-type]
+        assert tableau.meta["imported"]["order_checks"] == checks
+
+
+def test_a_place_that_no_file_can_have_is_refused_before_the_checkpoint_is_read(
+    tmp_path: Path,
+) -> None:
+    for out in (Path(), tmp_path, Path("/"), tmp_path / ".."):
+        with pytest.raises(SolverBenchError, match="is a folder; --out names a tableau file"):
+            import_student(tmp_path / "gs.pt", edm(), out, Student())  # type: ignore[arg-type]
+    with pytest.raises(SolverBenchError, match="File name too long"):
+        import_student(tmp_path / "gs.pt", edm(), Path("x" * 5000), Student())  # type: ignore[arg-type]
+
+
+def test_the_command_says_how_much_of_the_order_was_checked(tmp_path: Path) -> None:
+    found = checkpoint(trained("ema"), trained("final"))
+    backbone = ["--backbone", "gaussian", "--out", str(tmp_path / "s.safetensors")]
+    for model, said in ((found["model"], "4 of 4 checks"), ({}, "2 of 4 checks of the order")):
+        path = write(tmp_path / "gs.pt", found | {"model": model}, "torch")
+        done = CliRunner().invoke(main, ["import", "student", str(path), *backbone])
+        assert done.exit_code == 0, done.output
+        assert said in done.output
+        assert "step 50" in done.output
 
 
 def test_lags_in_the_order_of_early_training_are_not_taken_for_exchanged() -> None:

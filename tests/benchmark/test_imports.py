@@ -379,3 +379,11 @@ def test_a_fit_without_a_set_keeps_the_hash_that_records_are_named_by() -> None:
     assert FitSpec.model_validate(FIT.model_dump()) == FIT
     keys = {with_pairs(Path(name)).key() for name in ("a", "b")} | {cell("gs", 3, FIT).key()}
     assert len(keys) == 3
+
+
+def test_a_place_with_an_impossible_name_is_one_line(tmp_path: Path) -> None:
+    for place in (tmp_path / ("x" * 5000), Path("/"), tmp_path / ".."):
+        with pytest.raises(SolverBenchError, match=r"cannot make .*too long|exists; remove it"):
+            import_teacher(tmp_path / "set.pkl", backbone_of("none"), place)
+    with pytest.raises(SolverBenchError, match="is damaged"):
+        read_index(Path("x" * 5000))

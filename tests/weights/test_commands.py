@@ -3,13 +3,19 @@
 import hashlib
 import json
 import re
+import zipfile
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
-from solverbench import registry, weights
+from solverbench import converting, registry, tensorfile, weights
+from solverbench.backbones import edm_files
+from solverbench.cli_parts import Group
 from solverbench.discriminator import load
+from solverbench.inspecting import weights_facts
 from tests.backbones.emit import fixture_file
 from tests.weights.serving import NAME, Server, listed, run
 
@@ -187,3 +193,80 @@ def test_the_list_of_backbones_and_the_doctor_name_what_is_missing() -> None:
     assert "solverbench weights fetch" in found["published files"]["detail"]
     assert all(found[name]["good"] for name in ("edm", "ldm", "sd", "digits"))
     assert not {"edm-ffhq", "ldm-bedroom", "sd15"} & set(found)  # none is tried
+
+
+def foreign(folder: Path, **changes: object) -> Path:
+    """A converted EDM network whose facts say something else."""
+    network, facts = edm_files.load_network(fixture_file("edm-tiny-uncond-ddpmpp.pkl", folder))
+    said = facts._asdict() | {"keywords": facts.keywords | changes}
+    tensorfile.write(folder / "d.safetensors", edm_files.FORMAT, network.state_dict(), said)
+    return folder / "d.safetensors"
+
+
+def test_foreign_text_reaches_no_terminal_and_no_page(tmp_path: Path) -> None:
+    """Control characters, lone surrogates, markup of the terminal and of the page, long ends."""
+    evil = "\x1b[31m[/red] \ud800 | <b>&\n" + "x" * 10_000
+    done = run("show", foreign(tmp_path, **{"a": evil, evil[:40]: 1}))
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.stdout
+    assert "\\ud800" in done.stdout
+    assert len(done.stdout) < 3000
+    facts = weights_facts(tmp_path / "d.safetensors")
+    cell = converting._cell(facts["keywords"])
+    assert "\n" not in cell
+    assert r"\| \<b\>\&\\n" in cell
+
+
+def test_facts_of_a_file_do_not_stand_for_what_was_found(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    said = {"kind": "EDM network, published pickle", "sha256": "0", "[/x]": 1}
+    tensorfile.write(path, "solverbench-test-1", {"a": torch.zeros(2)}, said)
+    facts = json.loads(run("show", path, "--json").stdout)
+    assert facts["kind"] == "solverbench-test-1"
+    assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run("show", path).exit_code == 0
+
+
+def test_paths_that_cannot_be_and_unknown_zips_are_one_line(tmp_path: Path) -> None:
+    odd = tmp_path / "odd.zip"
+    with zipfile.ZipFile(odd, "w") as archive:
+        archive.writestr("a", "b")
+    data = bytearray(odd.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 99  # the version that is needed
+    odd.write_bytes(data)
+    for words, why in (
+        (("show", odd), "zip is damaged or of an unknown kind"),
+        (("show", "a" * 5000), "File name too long"),
+        (("weights", "convert", "."), "is a folder"),
+        (("weights", "convert", "a" * 5000), "File name too long"),
+        (("sample", "ddim", "--backbone", "edm", "--option", "weights=" + "a" * 5000), ""),
+    ):
+        done = run(*words)
+        assert done.exit_code == 2, done.output
+        assert why in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_faults_of_the_system_are_one_line() -> None:
+    @click.command(cls=click.Command)
+    def fails() -> None:
+        raise PermissionError(13, "Permission denied", "/a/\x1b[31mb")
+
+    group = Group("group", {"fails": fails})
+    done = CliRunner().invoke(group, ["fails"])
+    assert (done.exit_code, done.stderr) == (2, "error: /a/\\x1b[31mb: Permission denied\n")
+
+
+def test_verify_says_that_nothing_is_here(place: Path) -> None:
+    done = run("weights", "verify")
+    assert (done.exit_code, done.stdout) == (0, f"no published file is in {place}\n")
+
+
+def test_a_run_that_may_not_fetch_exits_with_3(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(weights.OFFLINE[0], "1")
+    words = ("run", "smoke", "--backbone", "edm-cifar10", "--out", tmp_path / "runs")
+    done = run(*words, "--fetch")
+    assert done.exit_code == 3, done.output
+    assert "forbids connections" in done.stderr

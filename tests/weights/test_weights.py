@@ -250,7 +250,7 @@ def test_offline_no_socket_is_opened(key: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(socket, "getaddrinfo", forbidden)
     for name in ("vgg16", "sd-v1-5", "gas-students"):
         done = run("weights", "fetch", name)
-        assert done.exit_code == 2
+        assert done.exit_code == 3
         assert len(done.stderr.splitlines()) == 1
         assert f"{name} is not fetched" in done.stderr
 

@@ -72,11 +72,11 @@ def read_index(folder: Path) -> Index:
         SolverBenchError: where there is none, or it is damaged.
     """
     path = folder / INDEX
-    if not path.is_file():
-        raise SolverBenchError(
-            f"no teacher set in {folder}. Make one with: solverbench import teacher FILE"
-        )
     try:
+        if not path.is_file():
+            raise SolverBenchError(
+                f"no teacher set in {folder}. Make one with: solverbench import teacher FILE"
+            )
         index = Index.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise SolverBenchError(f"{path} is damaged or of another version; import again") from error

@@ -26,6 +26,8 @@ TYPES = {torch.float32: "float32", torch.float64: "float64"}
 NAME = re.compile(r"mu_logit|t_couple|[ca][1-9]\d*_diff")  # of the reference's tensors
 NEARER = 0.25  # an exchange that brings two tensors so much nearer shows that they are exchanged
 ROUNDING = 1e-12  # of a table, relative: other processors round exponentials differently
+MOST_STEPS = 10**9
+ORDER_CHECKS = 4  # sizes, pasts, names, neighbours; the last two need names in the file
 Weights = Literal["ema", "raw"]
 
 
@@ -95,6 +97,7 @@ def import_student(path: Path, backbone: Backbone, out: Path, student: Student) 
         SolverBenchError: for a file that holds anything else, tensors in another order, or a
             student that does not fit.
     """
+    _check_out(out)
     with open_source(path) as source:
         checkpoint = read_checkpoint(source, student.weights)
         if student.nfe not in (None, checkpoint.nfe):
@@ -110,6 +113,15 @@ def import_student(path: Path, backbone: Backbone, out: Path, student: Student) 
     replace(tableau, meta=tableau.meta | kept).save(out)
     read_student(out, backbone)
     return Tableau.load(out)
+
+
+def _check_out(out: Path) -> None:
+    try:
+        is_folder = out.name in ("", "..") or out.is_dir()
+    except OSError as error:  # too long, for example
+        raise SolverBenchError(f"cannot write {out}: {error.strerror}. Name another") from error
+    if is_folder:
+        raise SolverBenchError(f"{out} is a folder; --out names a tableau file")
 
 
 def read_student(path: Path, backbone: Backbone) -> LearnableSolver:
@@ -196,14 +208,20 @@ def read_checkpoint(source: Source, weights: Weights = "ema") -> Checkpoint:
     if named:
         _check_names(list(named), len(values))
         _check_neighbours(values, _values(list(named.values())))
-    return Checkpoint(values, _facts(found, weights, values[1].dtype))
+    facts = {"weights": weights, "dtype": TYPES[values[1].dtype]} | _counts(found)
+    return Checkpoint(values, facts | {"order_checks": ORDER_CHECKS if named else 2})
 
 
-def _facts(found: dict[Any, Any], weights: Weights, dtype: torch.dtype) -> dict[str, Any]:
+def _counts(found: dict[Any, Any]) -> dict[str, int | None]:
+    """Steps of the training, and updates of the average where the file has them."""
     ema = found["ema"] if isinstance(found["ema"], dict) else {}
     counts = {"step": found["step"], "ema_updates": ema.get("num_updates")}
-    whole = {key: value if type(value) is int else None for key, value in counts.items()}
-    return {"weights": weights, "dtype": TYPES[dtype]} | whole
+    for key, value in counts.items():
+        missing = value is None and key == "ema_updates"
+        if not missing and not (type(value) is int and 0 <= value <= MOST_STEPS):
+            told = ascii(value)[:40] if type(value) in (float, bool) or value is None else "another"
+            refuse(f"its {key} is {told}; it must be a whole number from 0 to {MOST_STEPS:,}")
+    return counts
 
 
 def _shadows(ema: Any) -> list[Any]:

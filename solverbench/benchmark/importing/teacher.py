@@ -76,8 +76,7 @@ def import_teacher(
     Raises:
         SolverBenchError: for a file that holds anything else, a full disk, or a folder that exists.
     """
-    if out.exists():
-        raise SolverBenchError(f"{out} exists; remove it, or name another folder with --out")
+    _check_free(out)
     aside = out.absolute().with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
     try:
@@ -108,6 +107,15 @@ def import_teacher(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return index
+
+
+def _check_free(out: Path) -> None:
+    try:
+        taken = out.exists() or out.name in ("", "..")
+    except OSError as error:  # too long, for example
+        raise SolverBenchError(f"cannot make {out}: {error.strerror}. Name another") from error
+    if taken:
+        raise SolverBenchError(f"{out} exists; remove it, or name another folder with --out")
 
 
 def _move(aside: Path, out: Path) -> None:
