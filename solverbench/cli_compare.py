@@ -14,7 +14,8 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare two records, or two folders of records, metric by metric.
 
     Prints both values, their difference with its standard error, and whether it is more than 1.96
-    of these. Image by image (paired) where both were sampled from the same seeds.
+    of these, or more by Student's t where an error rests on a few training seeds. Image by image
+    (paired) where both were sampled from the same seeds.
     """
     from solverbench.leaderboards.comparing import compare as differences
 

@@ -148,11 +148,18 @@ def vp_wrapped(t_min: float, sigma_min: float, sigma_max: float) -> VPLinear:
         The linear schedule with shat(t_min) and shat(1) clipped to the network's range, starting
         from beta_d 19.9 and beta_min 0.1 (which come back where nothing is clipped).
 
+    Raises:
+        ValueError: where the network knows none of the levels in between.
+
     Source: GAS authors' code, as in gs-gas.md section 2.1.
     """
     reference = VPLinear(0.1, 20.0, t_min)
     low = max(float(reference.shat(t_min)), sigma_min)
     high = min(float(reference.shat(1.0)), sigma_max)
+    if not low < high:
+        raise ValueError(
+            f"the network knows noise levels {sigma_min:g} to {sigma_max:g}, none of the VP frame"
+        )
     return wrapped_between(low, high, t_min)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor
 from solverbench.benchmark import metrics as m
 from solverbench.benchmark.extractors.resizing import tf1_bilinear
 from solverbench.benchmark.load import load_backbone, load_solver
+from solverbench.benchmark.lpips import compare, load_heads, prepare, scaled
 from solverbench.benchmark.metrics.neighbours import Convention
 from solverbench.errors import SolverBenchError
 from solverbench.images import quantise_adm, quantise_edm
@@ -117,9 +119,12 @@ def checks() -> list[Check]:
         Check("KID of all rows", full_kernel, 1e-8, "of the value or 0.1"),
         Check("CMMD", cmmd, 1e-6, "relative"),
         Check("MIND", mind, 1e-3, "relative"),
+        Check("LPIPS: preparation", lpips_images, 1e-5, "of pixels in [-1, 1]"),
         Check("8-bit rounding", rounding, 0, "grey levels"),
         Check("TensorFlow 1 resize", resizing, 2e-3, "grey levels"),
     ]
+    if find_spec("lpips"):
+        found.append(Check("LPIPS: head", lpips_heads, 1e-5, "relative"))
     if torch.cuda.is_available():
         found.append(Check("neighbours: counts, CUDA", partial(counts, "cuda"), 0, "counts"))
     for name, runs in solver_runs().items():
@@ -188,6 +193,26 @@ def mind() -> Errors:
     for name, x, y, values in having("mind.1000proj_seed2020"):
         found = m.mind(generated=x, reference=y).value
         yield name, relative(found, values["mind.1000proj_seed2020"])
+
+
+def lpips_images() -> Errors:
+    """Resizing, clipping and scaling."""
+    data = arrays("lpips")
+    index = data["pre.index"]
+    made = prepare(data["pre.input"])
+    for key, images in (("pre.resized_clipped_at", made), ("pre.scaled_at", scaled(made))):
+        part = images[..., index[:, None], index[None, :]]
+        yield key.removeprefix("pre."), float((part - data[key]).abs().max())
+
+
+def lpips_heads() -> Errors:
+    """The weighted difference of given activations, layer by layer and in total."""
+    data, heads = arrays("lpips"), load_heads()
+    parts = ("feat0", "feat1", "layer")
+    ours, theirs, layers = ([data[f"head.{part}.{i}"] for i in range(len(heads))] for part in parts)
+    for i, (a, b, head, wanted) in enumerate(zip(ours, theirs, heads, layers, strict=True)):
+        yield f"layer {i}", gap(compare([a], [b], [head]), wanted)
+    yield "value", gap(compare(ours, theirs, heads), data["head.value"])
 
 
 def rounding() -> Errors:

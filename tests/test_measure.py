@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,10 +18,17 @@ from torch import Tensor
 from solverbench.backbones.extractor import DigitsExtractor
 from solverbench.benchmark import feature_cache
 from solverbench.benchmark import metrics as m
-from solverbench.benchmark.evaluate import METRICS, Choice, _label
+from solverbench.benchmark.evaluate import _label
+from solverbench.benchmark.features import reference_of
 from solverbench.benchmark.folders import write_folder
+from solverbench.benchmark.measuring import METRICS, NEIGHBOURS, over_blocks
+from solverbench.benchmark.metrics.kernel import KD
+from solverbench.benchmark.metrics.mind import MIND
+from solverbench.benchmark.metrics.neighbours import Coverage, Density, Precision, Recall
+from solverbench.benchmark.sides import Choice, Side
 from solverbench.cli_measure import evaluate, reference
 from solverbench.cli_parts import Group
+from solverbench.images import Features
 
 
 @click.group(cls=Group)
@@ -65,7 +73,9 @@ def rows(num: int, seed: int) -> Tensor:
 
 
 def test_two_folders_are_measured_as_their_features_are(ours: Path, theirs: Path) -> None:
-    done = call("evaluate", ours, "--reference", theirs, "--extractor", "digits", "--json")
+    done = call(
+        "evaluate", ours, "--reference", theirs, "--extractor", "digits", "--json", "--unequal"
+    )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     values = {entry["metric"]: entry for entry in found["metrics"]}
@@ -135,11 +145,20 @@ def test_a_standard_error_stands_beside_the_value(tmp_path: Path) -> None:
     assert measured.se is not None
     first = done.output.splitlines()[0].split()
     assert first == ["FD[unknown]", f"{measured.value:.4g}", "+-", f"{measured.se:.2g}"]
-    assert f"ceiling {m.coverage_ceiling(200, 300, 5):.3f}" in done.output
+    assert f"ceiling {m.coverage_ceiling(200, 200, 5):.3f}" in done.output
 
 
 def test_k_and_the_convention_are_what_was_asked(ours: Path, theirs: Path) -> None:
-    options = ("--metrics", "recall", "--k", "3", "--convention", "kynkaanniemi", "--json")
+    options = (
+        "--metrics",
+        "recall",
+        "--k",
+        "3",
+        "--convention",
+        "kynkaanniemi",
+        "--json",
+        "--unequal",
+    )
     done = call("evaluate", ours, "--reference", theirs, "--extractor", "digits", *options)
     (found,) = json.loads(done.stdout)["metrics"]
     sides = {"generated": rows(80, 0), "reference": rows(90, 1)}
@@ -189,6 +208,19 @@ def nan_features(place: Path) -> Path:
     values[3, 3] = np.nan
     np.savez(place / "nan.npz", features=values)
     return place / "nan.npz"
+
+
+def complex_rows(place: Path) -> Path:
+    np.savez(place / "complex.npz", features=rows(40, 2).numpy() + 1j)
+    return place / "complex.npz"
+
+
+def huge(scale: float) -> Callable[[Path], Path]:
+    def make(place: Path) -> Path:
+        np.savez(place / "huge.npz", features=rows(40, 2).double().numpy() * scale)
+        return place / "huge.npz"
+
+    return make
 
 
 def plain(place: Path) -> Path:
@@ -248,8 +280,8 @@ BAD: list[tuple[Maker | str, Maker | str, tuple[str, ...], str]] = [
     (jpeg, "digits", (), r"0.jpg is lossy"),
     (mixed, "digits", (), "000009.png has 8 x 4 pixels and 000000.png has 8 x 8"),
     (nothing, "digits", (), "holds no images"),
-    (one, "digits", (), "needs at least two rows; got 1|M >= 2"),
-    (wide, "digits", (), r"reads uint8 images of shape \(B, 1, 8, 8\)"),
+    (one, "digits", (), "one holds one image; at least two are needed"),
+    (wide, "digits", (), r"images of 9 x 8 pixels: extractor digits .* \(B, 1, 8, 8\)$"),
     (plain, few_dimensions, (), "64 dimensions, reference features 3"),
     (nan_features, "digits", (), "1 of 20 feature rows hold NaN or infinity"),
     ("digits", nan_features, (), "there is no file or folder digits"),
@@ -257,13 +289,30 @@ BAD: list[tuple[Maker | str, Maker | str, tuple[str, ...], str]] = [
     (plain, "digit", (), "digit is neither a file, nor a folder, nor an extractor"),
     (mixed, plain, (), "name the extractor with --extractor"),
     (mixed, plain, ("--extractor", "digist"), "did you mean 'digits'"),
-    (mixed, plain, ("--extractor", "digits", "--extractor-option", "a=1"), "extractor digits: "),
+    (
+        mixed,
+        plain,
+        ("--extractor", "digits", "--extractor-option", "a=1"),
+        "digits has no option 'a'",
+    ),
     (text, "digits", (), "is no folder of images and no file of features"),
     (empty_tensors, "digits", (), "holds no tensor named features or embedding"),
     (few_dimensions, "digits", (), "3 dimensions, reference features 64"),
     (few_dimensions, few_dimensions, ("--metrics", "kid"), "kid needs feature rows"),
     (plain, "digits", ("--metrics", "fid"), "unknown metric 'fid'; did you mean"),
     (plain, "digits", ("--max-memory", "0.00001"), "are too few for"),
+    *((plain, "digits", ("--max-memory", n), "is no number of GiB") for n in ("nan", "inf", "-1")),
+    (plain, "digits", ("--seed", "-" + "9" * 30), "--seed.*is not in the range"),
+    (plain, "digits", ("--blocks", "2"), "--blocks.*is not in the range"),
+    (plain, "digits", ("--blocks", "30"), "blocks of two rows; got 30 blocks of 1"),
+    (few_dimensions, few_dimensions, ("--blocks", "3"), "--blocks needs feature rows"),
+    (plain, "digits", ("--metrics", "fd-half-split"), "halves of more than 64 rows.* got 20"),
+    (complex_rows, "digits", (), "complex.npz holds no usable features.*must be real numbers"),
+    (huge(1e30), "digits", ("--metrics", "mind"), "mind: its value is (inf|nan)"),
+    (huge(1e200), "digits", ("--metrics", "kid"), "kid: its value is nan"),
+    (huge(1e40), "digits", ("--metrics", "kid"), "kid: its std is inf"),
+    (huge(1e200), "digits", ("--metrics", "fd"), "fd(: its value| has no finite value)"),
+    (huge(1e200), "digits", ("--metrics", "recall"), "features reach .*overflow"),
 ]
 
 
@@ -302,3 +351,128 @@ def test_names_of_the_paper_are_for_their_networks_alone() -> None:
     assert _label("fd", "digits") == "FD[digits]"
     assert _label("cmmd", "clip-vit-l-14-336") == "CMMD"
     assert Choice().metrics == ()
+
+
+def test_features_that_name_no_extractor_have_no_name_of_the_paper(tmp_path: Path) -> None:
+    """Random rows beside statistics of Inception are no FID, unless the user vouches for them."""
+    known = m.Moments(torch.zeros(64), torch.eye(64), 9, "inception-edm")
+    m.write_statistics(tmp_path / "known.npz", known)
+    for sides in (
+        (plain(tmp_path), tmp_path / "known.npz"),
+        (tmp_path / "known.npz", plain(tmp_path)),
+    ):
+        words = ("evaluate", sides[0], "--reference", sides[1], "--metrics", "fd")
+        done = call(*words)
+        assert done.exit_code == 0, done.output
+        assert done.output.startswith("FD[unknown] ")
+        assert "plain.npz names no extractor: labels say unknown" in done.output
+    vouched = call(*words, "--extractor", "inception-edm")
+    assert vouched.output.startswith("FID ")
+    assert "taken as inception-edm, as --extractor says" in vouched.output
+    assert "unknown extractor 'inception'" in call(*words, "--extractor", "inception").output
+
+
+def test_neighbours_use_equal_numbers_and_give_what_records_give(tmp_path: Path) -> None:
+    done = call("evaluate", plain(tmp_path), "--reference", "digits", "--json")
+    found = {entry["metric"]: entry for entry in json.loads(done.stdout)["metrics"]}
+    own = DigitsExtractor().reference()
+    features = Features(rows(40, 2), rows(40, 2)[:, :0])
+    for name, metric in zip(
+        NEIGHBOURS, (Precision(), Recall(), Density(), Coverage()), strict=True
+    ):
+        expected = metric.measure(generated=features, reference=own)
+        entry = found[name]
+        assert (entry["value"], entry["se"]) == (expected.value, expected.se)
+        assert (entry["se_method"], entry["flags"]) == (expected.se_method, list(expected.flags))
+        assert (entry["num_generated"], entry["num_reference"]) == (40, 40)
+    assert found["coverage"]["ceiling"] == m.coverage_ceiling(40, 40, 5)
+    text = call("evaluate", plain(tmp_path), "--reference", "digits").output
+    assert "40 rows a side, first rows of the reference one; --unequal keeps all" in text
+
+
+def test_a_reference_sorted_by_class_is_not_cut_to_its_first_classes(tmp_path: Path) -> None:
+    """Files may be in any order: the first rows of this one are all alike."""
+    rng = torch.Generator().manual_seed(0)
+    classes = 20.0 * torch.arange(10).repeat_interleave(100)[:, None]
+    data = classes + torch.randn(1000, 4, generator=rng)
+    np.savez(tmp_path / "data.npz", features=data.numpy())
+    drawn = torch.randperm(1000, generator=rng)[:200]
+    save_file({"features": data[drawn] + 0.01}, tmp_path / "x.safetensors")
+    words = ("--reference", tmp_path / "data.npz", "--metrics", "precision", "--json")
+    done = call("evaluate", tmp_path / "x.safetensors", *words)
+    (found,) = json.loads(done.stdout)["metrics"]
+    assert found["num_reference"] == 200
+    assert found["value"] > 0.8  # one in five with the first rows
+
+
+@pytest.mark.parametrize("convention", ["prdc", "kynkaanniemi"])
+def test_ties_count_by_the_convention_and_shares_have_errors(
+    convention: str, tmp_path: Path
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(0, 3, (60, 3), generator=rng).float() for _ in range(2))
+    save_file({"features": x}, tmp_path / "x.safetensors")
+    save_file({"features": y}, tmp_path / "y.safetensors")
+    options = ("--metrics", ",".join(NEIGHBOURS), "--convention", convention, "--k", "3", "--json")
+    words = ("evaluate", tmp_path / "x.safetensors", "--reference", tmp_path / "y.safetensors")
+    found = {e["metric"]: e for e in json.loads(call(*words, *options).stdout)["metrics"]}
+    shares, filled = m.neighbour_metrics(generated=x, reference=y, k=3, convention=convention)
+    for name, expected in {**vars(shares), **vars(filled)}.items():
+        if name in NEIGHBOURS:
+            assert found[name]["value"] == expected.value
+            assert found[name]["se"] is not None
+
+
+def test_blocks_of_rows_are_measured_one_by_one(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(301, 4, generator=rng), torch.randn(200, 4, generator=rng)
+    save_file({"features": x}, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "y.npz", features=y.numpy())
+    words = ("evaluate", tmp_path / "x.safetensors", "--reference", tmp_path / "y.npz")
+    words = (*words, "--metrics", "fd,coverage", "--blocks", "3")
+    found = {e["metric"]: e for e in json.loads(call(*words, "--json").stdout)["metrics"]}
+    parts = torch.split(x, 100)[:3]
+    values = [m.frechet_distance(generated=part, reference=y).value for part in parts]
+    blocks = found["fd"]["blocks"]
+    assert blocks["values"] == pytest.approx(values, rel=1e-9)  # the reference as rows or moments
+    assert (blocks["num"], blocks["rows"]) == (3, 100)
+    assert blocks["mean"] == pytest.approx(np.mean(values), rel=1e-9)
+    assert blocks["sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-9)
+    assert blocks["min of 3"] == min(blocks["values"])
+    assert found["coverage"]["blocks"]["rows"] == 100
+    assert f"min of 3: {min(values):.4g}" in call(*words).output
+    side = Side("x", x, None, "", "")
+    other = Side("y", y, m.Statistics().update(y).moments(), "", "")
+    one = over_blocks(["coverage"], side, other, Choice(blocks=3)).get("coverage")
+    assert one is not None
+    assert {block.num_reference for block in one.blocks} == {100}
+
+
+def test_the_name_of_an_extractor_wins_over_a_folder_of_that_name(
+    ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(theirs.parent)
+    theirs.rename("digits")
+    named = call("evaluate", "ours", "--reference", "digits", "--metrics", "fd")
+    assert named.exit_code == 0, named.output
+    assert "E. Alpaydin" in named.output
+    assert "digits is the extractor; write ./digits for the folder or file" in named.output
+    words = ("--reference", "./digits", "--extractor", "digits", "--metrics", "fd")
+    assert "90 images of digits" in call("evaluate", "ours", *words).output
+    assert "write ./NAME" in " ".join(call("evaluate", "--help").output.split())
+
+
+@pytest.mark.parametrize("extractor", ["digits", "inception-edm"])
+def test_kid_and_mind_are_metrics_of_records_too(extractor: str) -> None:
+    features = Features(rows(40, 2), rows(40, 2)[:, :0])
+    other = reference_of(Features(rows(60, 3), rows(60, 3)[:, :0]), "drawn")
+    sides = {"generated": rows(40, 2), "reference": rows(60, 3)}
+    distance = m.kernel_distance(**sides)
+    kid = KD().measure(generated=features, reference=other)
+    assert (kid.value, kid.se, kid.facts["std"]) == (distance.value, None, distance.std)
+    assert MIND().compute(generated=features, reference=other) == m.mind(**sides).value
+    assert KD().label(extractor) == {"inception-edm": "KID"}.get(extractor, "KD[digits]")
+    bare = replace(other, features=None)
+    for metric in (KD(), MIND()):
+        with pytest.raises(ValueError, match="needs rows"):
+            metric.measure(generated=features, reference=bare)

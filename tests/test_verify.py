@@ -33,6 +33,7 @@ def test_every_check_passes_here_and_none_is_empty() -> None:
     assert cases["Frechet distance"] == 2 * 9
     assert cases["neighbours: counts"] == 2 * (9 + 9) * 2  # k, sets and conventions, types
     assert cases["KID of subsets"] == 2 * 9
+    assert cases["LPIPS: preparation"] == 2
     runs = verifying.vectors()["runs"]
     solved = sum(n for what, n in cases.items() if what.startswith("solver "))
     assert solved == sum(map(len, runs.values())) + cases["solver gs, untrained"]

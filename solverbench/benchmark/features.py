@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from solverbench import registry, weights
 from solverbench.backbones.base import Backbone
+from solverbench.benchmark.load import check_options
 from solverbench.benchmark.meter import stopwatch
 from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.images import Extractor, Features, Reference, moments, quantise_adm, quantise_edm
@@ -19,7 +20,7 @@ QUANTISE = {"edm": quantise_edm, "adm": quantise_adm}
 IN_MEMORY = 2**32  # bytes of decoded images; more of them lie in a file
 
 
-def ready(name: str, **options: object) -> Extractor:
+def ready(name: str, **options: Any) -> Extractor:
     """A registered extractor that can run here.
 
     Args:
@@ -30,8 +31,10 @@ def ready(name: str, **options: object) -> Extractor:
         SolverBenchError: for an unknown name, unknown options, or where it cannot run here.
         MissingWeightsError: where published files are missing.
     """
+    kind = registry.extractors.get(name)
+    check_options("extractor", name, kind, options, skip=1)
     try:
-        extractor: Extractor = registry.extractors.get(name)(**options)
+        extractor: Extractor = kind(**options)
     except (TypeError, ValueError) as error:
         raise SolverBenchError(f"extractor {name}: {error}") from error
     usable, why = extractor.available()

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from solverbench.errors import SolverBenchError
 LOSSLESS = {".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 LOSSY = {".jpg", ".jpeg", ".webp", ".avif", ".jp2"}
 LOSSY_FORMATS = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"}  # a name may hide what a file is
+LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}
+LARGEST = 2**26  # pixels; files of a few bytes can claim billions
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 DIGITS = 6  # of a seed in a file's name
 BLOCK = 64  # images read at once
 
@@ -47,8 +52,8 @@ class ImageFolder:
         """The images, (B, C, H, W) uint8, some at a time.
 
         Raises:
-            SolverBenchError: for what is no image, is lossy, has an alpha channel, more than 8
-                bits, colours where grey is wanted, or another size than the first.
+            SolverBenchError: for what is no image, is lossy, has transparency, more than 8 bits,
+                several frames, colours where grey is wanted, or another size than the first.
         """
         self.digests.clear()
         for start in range(0, len(self.paths), BLOCK):
@@ -59,19 +64,20 @@ class ImageFolder:
         return self._read(self.paths[0])
 
     def _read(self, path: Path) -> Tensor:
+        data = b""
         try:
             data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
-                kind, mode = image.format or "", image.mode
-                if kind in LOSSY_FORMATS and not self.lossy:
-                    raise _lossy(path, kind)
+            with _quiet(), Image.open(io.BytesIO(data)) as image:
+                _refuse(image, path, self.lossy)
                 pixels = np.asarray(image)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except UnidentifiedImageError as error:
+            why = "its format is not known" if data else "it is empty"
+            raise SolverBenchError(f"{path} cannot be read as an image: {why}") from error
+        except BOMBS as error:
+            raise _large(path) from error
+        except (OSError, SyntaxError, ValueError) as error:
             raise SolverBenchError(f"{path} cannot be read as an image: {error}") from error
         self.digests.append(hashlib.sha256(data).hexdigest())
-        if mode not in ("RGB", "L"):
-            why = "has an alpha channel" if "A" in mode else f"has the pixel format {mode}"
-            raise SolverBenchError(f"{path} {why}; save it as 8-bit RGB or 8-bit grey")
         size = pixels.shape[0], pixels.shape[1]
         self.size = self.size or size
         if size != self.size:
@@ -123,6 +129,36 @@ def open_folder(
     if len(files) > len(paths):
         found.notes.append(f"{len(files) - len(paths)} files in {folder} are no images: left out")
     return found if num is None else _subset(found, num, seed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of Pillow; one of size is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _refuse(image: Image.Image, path: Path, lossy: bool) -> None:
+    """Look at what the header says, before anything is decoded."""
+    kind, mode = image.format or "", image.mode
+    packed = str(image.info.get("compression", "")) if kind == "TIFF" else ""
+    if (kind in LOSSY_FORMATS or packed in LOSSY_TIFF) and not lossy:
+        raise _lossy(path, f"{packed} in TIFF" if packed else kind)
+    if image.width * image.height > LARGEST:
+        raise _large(path)
+    if getattr(image, "n_frames", 1) > 1:
+        raise SolverBenchError(f"{path} holds more than one frame; save each as an image")
+    why = "" if mode in ("RGB", "L") else f"has the pixel format {mode}"
+    if "A" in mode or "transparency" in image.info:
+        why = "has an alpha channel" if "A" in mode else "has a transparent colour"
+    if why:
+        raise SolverBenchError(f"{path} {why}; save it as 8-bit RGB or 8-bit grey")
+
+
+def _large(path: Path) -> SolverBenchError:
+    return SolverBenchError(f"{path} has more than {LARGEST:,} pixels, the most that are read")
 
 
 def _lossy(path: Path, kind: str) -> SolverBenchError:

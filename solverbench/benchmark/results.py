@@ -7,6 +7,9 @@ from pydantic import Field
 from solverbench.benchmark.spec import Model, RunSpec, Value
 
 SCHEMA = 1  # raised when a field changes its meaning
+# errors of values that are means of their influences
+OF_A_MEAN = "sd over images / sqrt(M)"
+OVER_ROWS = f"{OF_A_MEAN}, reference fixed"
 LEVEL = 1.96  # standard errors of a difference beyond which two numbers are told apart
 
 # what flags of a measurement mean; tables print the sentences
@@ -14,7 +17,7 @@ FLAGS: dict[str, str] = {
     "rank_deficient": "a covariance is singular; never beside values of many images",
     "no_se_statistics": "no error: the generated side is given by statistics, not by rows",
     "no_se_few_rows": "no error: it needs more generated rows than dimensions",
-    "no_se_cut": "no error: a covariance that it needs is singular",
+    "no_se_cut": "no error: in some directions one side does not vary and the other does",
     "no_se_subsets": "no error: the spread over subsets of the same rows is only a lower bound",
     "no_se": "no error is known for this metric; measure blocks of seeds",
     "unequal_numbers": "the sides have unequal numbers of rows, which moves the value",

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from solverbench.benchmark.results import SCHEMA, Result
+from solverbench.benchmark.results import OF_A_MEAN, OVER_ROWS, SCHEMA, Result
 from solverbench.benchmark.spec import RunSpec
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_bytes, write_text
 
 RECORD_NAME = re.compile(r"nfe\d{2,}-[0-9a-f]{12}\.json")
 INFLUENCES = ".influence.safetensors"  # ends the name of the file beside a record
+MEANS = (OF_A_MEAN, OVER_ROWS)
+AGREE = 1e-3  # of an error: how far a record may be from the influences beside it
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -81,12 +83,19 @@ class StoredInfluences:
         """Influences (M,) of a metric; None where the record has none, or their file is gone.
 
         Raises:
-            SolverBenchError: where the file cannot be read, is damaged, or is of another run.
+            SolverBenchError: where the file cannot be read, is damaged, is of another run, or the
+                record's numbers are not those that follow from it.
         """
         if not result.influences_sha256:
             return None
         name = influence_path(record_path(Path(), result.spec)).name
-        return self._read(name, result.influences_sha256).get(metric)
+        found = self._read(name, result.influences_sha256).get(metric)
+        if found is not None and (fault := _disagreement(result, metric, found)):
+            raise SolverBenchError(
+                f"the record of {name} does not agree with it: {fault}. The record was edited: "
+                "delete both and run the cell again"
+            )
+        return found
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -126,6 +135,23 @@ def _read_influences(path: Path) -> tuple[dict[str, Influence], str]:
     return found, digest.hexdigest()
 
 
+def _disagreement(result: Result, metric: str, influence: Influence) -> str:
+    """What a record says of a metric and its influences deny; empty where nothing."""
+    facts, rows = result.metric_facts[metric], influence.astype(np.float64)
+    if len(rows) < 2 or not np.isfinite(rows).all():
+        return f"{len(rows)} influences of {metric}, not all usable"
+    if facts.num_generated and facts.num_generated != len(rows):
+        return f"{metric} of {facts.num_generated} rows, with {len(rows)} influences"
+    digits = float(np.abs(rows).max()) * 1e-6  # of float32
+    said, se = result.errors.get(metric), float(rows.std(ddof=1)) / math.sqrt(len(rows))
+    if said is not None and not math.isclose(said, se, rel_tol=AGREE, abs_tol=digits):
+        return f"its error of {metric} is {said:.6g}, that of the influences {se:.6g}"
+    value, mean = result.metrics[metric], float(rows.mean())
+    if facts.se_method in MEANS and not math.isclose(value, mean, rel_tol=0, abs_tol=digits):
+        return f"its {metric} is {value:.6g}, the mean over images {mean:.6g}"
+    return ""
+
+
 def write_record(root: Path, result: Result) -> Path:
     """Store a record under its key; an older one of the same cell is replaced.
 
@@ -151,8 +177,8 @@ def read_record(path: Path) -> Result:
     """The record in a file.
 
     Raises:
-        SolverBenchError: if the file cannot be read, is torn, was written for another schema, or
-            is no record at all; one line that names the file.
+        SolverBenchError: if the file cannot be read, is torn, was written for another schema, is
+            no record at all, or holds impossible errors; one line that names the file.
     """
     redo = "Delete it and run the cell again"
     try:
@@ -170,13 +196,29 @@ def read_record(path: Path) -> Result:
             "or read it with the version that wrote it"
         )
     try:
-        return Result.model_validate(data)
+        result = Result.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise SolverBenchError(
             f"{path} is not a valid record: {where}: {_line(first['msg'])}. {redo}"
         ) from error
+    if fault := _fault(result):
+        raise SolverBenchError(f"{path} is not a valid record: {fault}. {redo}")
+    return result
+
+
+def _fault(result: Result) -> str:
+    """What no cell that was measured can hold; empty where nothing."""
+    for name in result.metrics:
+        if name not in result.metric_facts:
+            return f"metric_facts.{name}: missing, though metrics has {name}"
+    for name, se in result.errors.items():
+        if name not in result.metrics:
+            return f"errors.{name}: metrics has no {name}"
+        if se < 0:
+            return f"errors.{name}: must be at least 0; got {se}"
+    return ""
 
 
 def read_records(root: Path) -> list[Result]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from solverbench.benchmark.results import MetricFacts, Result
+from solverbench.benchmark.results import LEVEL, MetricFacts, Result
 from solverbench.benchmark.spec import Model
 from solverbench.benchmark.store import Influences, StoredInfluences, read_record, read_records
 from solverbench.errors import SolverBenchError
@@ -36,7 +36,7 @@ class Line:
     @property
     def better(self) -> str:
         """``A``, ``B``, or empty where they cannot be told apart."""
-        if self.gap.se is None or not self.gap.significant:
+        if not self.gap.significant:
             return ""
         return "A" if (self.gap.difference > 0) == self.facts.higher_is_better else "B"
 
@@ -46,6 +46,8 @@ class Line:
         if self.gap.se is None:
             return "no error recorded"
         how = "paired" if self.gap.paired else "unpaired"
+        if self.gap.level > LEVEL:  # rests on a few training seeds
+            how += f", beyond {self.gap.level:.2f} errors"
         return f"{f'{self.better} better' if self.better else 'not told apart'} ({how})"
 
 
@@ -99,6 +101,7 @@ class Comparison:
                     "b_se": line.b.se,
                     "difference": line.gap.difference,
                     "se": line.gap.se,
+                    "level": line.gap.level,
                     "paired": line.gap.paired,
                     "significant": bool(line.better),
                     "better": line.better,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from solverbench.baselines.published import Published
 from solverbench.benchmark.results import FLAGS, Provenance, Result
 from solverbench.benchmark.spec import FitSpec, Named
-from solverbench.leaderboards.tables import Table, series
+from solverbench.leaderboards.tables import Cell, Table, series
 from solverbench.leaderboards.views import find
 
 REIMPLEMENTED = "(re-implementation)"  # in titles of methods whose code is not public
@@ -14,6 +14,19 @@ SELECTION = {
     "best": "weights of the best validation",
     None: "weights as the method selects them",
 }
+NONE = "nothing"  # behind a value without an error
+NO_ERRORS = "No error was recorded, so nothing is marked: values alone tell no two rows apart."
+UNDERLINED = (
+    "Underlined: where no row is bold, all that cannot be told from the best; else the second and "
+    "all that cannot be told from it."
+)
+SEEDS_ALONE = (
+    "No error over images was recorded, so rows are tested by their training seeds alone. Bold: "
+    "better than every other ranked row by more than Welch's quantile of Student's t times the "
+    f"root of sd^2 / n of both rows. {UNDERLINED} This leaves out that other images would give "
+    "other values, and how rows of a single training seed would scatter. Between two such rows "
+    "there is no test, so a column has no marks where the best row and another are such."
+)
 
 
 def plugin(named: Named) -> str:
@@ -35,7 +48,9 @@ def notes(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
         *(view.note for view in find(group)),
         *_again(group),
         *(f"{t.facts.label}: {t.facts.about}." for t in tables if t.facts.about),
+        *_behind(tables),
         *_errors(tables),
+        *_measured_flags(group, tables),
         *_papers(group, [c.published for t in tables for r in t.rows for c in r.cells.values()]),
         *_flags(group),
         *_provenance(group),
@@ -43,7 +58,7 @@ def notes(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
 
 
 def _protocol(group: Sequence[Result]) -> list[str]:
-    """Samples, teacher, spread and budgets."""
+    """Samples, teacher, marks and budgets."""
     spec = group[0].spec
     ev, teacher = spec.evaluation, spec.teacher
     lines = [
@@ -83,50 +98,86 @@ def _batches(size: int | None) -> str:
 
 
 def _marks(group: Sequence[Result]) -> list[str]:
-    """What ``±``, bold and underlined mean here."""
+    """What bold and underlined mean here."""
     good = [r for r in group if r.status == "ok" and not r.spec.is_teacher]
     old = [r for r in good if r.measurement is None]
     several = any(len(row.at(n)) > 1 for row in series(group) for n in row.nfes)
-    lines = []
-    if several or len(old) < len(good):
-        lines = [_meaning(several, old=len(old) == len(good)), _rule(several)]
-    if old and lines:
+    if old and len(old) == len(good):
+        return [SEEDS_ALONE if several else NO_ERRORS]
+    lines = [_rule(several)] if good else []
+    if old:
         lines.append(
-            f"No error over images was recorded for {len(old)} of {len(good)} records: theirs "
-            "counts as 0."
-        )
-    elif old:
-        lines.append(
-            "No error was recorded: of the values the best is bold, the second underlined."
+            f"No error over images was recorded for {len(old)} of {len(good)} records: no "
+            "difference to their rows has an error."
         )
     return lines
 
 
-def _meaning(several: bool, old: bool) -> str:
-    """What stands behind ``±``."""
-    seeds = "Values of several training seeds are mean ± sample standard deviation; a single seed"
-    if old:
-        return f"{seeds} shows no spread."
-    error = "standard error over images"
-    return f"{seeds} shows ± its {error}." if several else f"Values are ± their {error}."
-
-
 def _rule(several: bool) -> str:
-    """How rows are marked."""
+    """How rows are marked by errors over images."""
+    student = (
+        ", where the part from training seeds counts with Welch's quantile of Student's t instead "
+        "of 1.96"
+    )
     seeds = "; of several training seeds, sd^2 / n of each row is added" if several else ""
     return (
         "Bold: better than every other ranked row by more than 1.96 standard errors of the "
-        "difference. Underlined: where no row is bold, all that cannot be told from the best; "
-        "else the second and all that cannot be told from it. The error of a difference is that "
+        f"difference{student if several else ''}. {UNDERLINED} The error of a difference is that "
         "of image by image differences where both rows have them, else both errors added in "
-        f"squares{seeds}."
+        f"squares{seeds}. Where a row has no error over images, the difference has none, and "
+        "nothing is marked that would need it."
     )
 
 
+def _behind(tables: Sequence[Table]) -> list[str]:
+    """What stands behind ``±`` in which rows of which tables."""
+    said: dict[str, list[str]] = {}
+    for table in tables:
+        whole, parts = _kinds(table)
+        if {*whole, *parts} - {NONE}:
+            said.setdefault(_listed(whole, parts), []).append(table.facts.label)
+    return [f"Behind ± in {', '.join(labels)}: {what}." for what, labels in said.items()]
+
+
+def _kinds(table: Table) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """By what stands behind ``±`` the rows that have it at every NFE, and at some only."""
+    whole: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
+    for row in table.rows:
+        nfes: dict[str, list[int]] = {}
+        for nfe, cell in row.cells.items():
+            if cell.values:
+                nfes.setdefault(_kind(cell), []).append(nfe)
+        for kind, own in nfes.items():
+            at = f"{row.title} (NFE {', '.join(map(str, own))})"
+            (parts if len(nfes) > 1 else whole).setdefault(kind, []).append(
+                at if len(nfes) > 1 else row.title
+            )
+    return whole, parts
+
+
+def _listed(whole: dict[str, list[str]], parts: dict[str, list[str]]) -> str:
+    """Both in words; the commonest kind is that of every row not named."""
+    most = max(whole, key=lambda kind: len(whole[kind]), default="")
+    kinds = sorted({*whole, *parts}, key=lambda kind: (kind == most, kind))
+    rest = "every other row" if len(kinds) > 1 else "every row"
+    found = []
+    for kind in kinds:
+        own = [rest] if kind == most else whole.get(kind, [])
+        found.append(f"{kind} in {', '.join([*parts.get(kind, []), *own])}")
+    return "; ".join(found)
+
+
+def _kind(cell: Cell) -> str:
+    """What stands behind ``±`` in a cell."""
+    if cell.std is not None:
+        return "sample standard deviation over training seeds"
+    return NONE if cell.error is None else "standard error over images"
+
+
 def _errors(tables: Sequence[Table]) -> list[str]:
-    """How the errors of each metric were found, its numbers of rows, and what it flags."""
+    """How the errors of each metric were found, and its numbers of rows."""
     methods: dict[str, list[str]] = {}
-    lines = []
     for table in tables:
         facts = table.facts
         if facts.num_generated:
@@ -135,8 +186,29 @@ def _errors(tables: Sequence[Table]) -> list[str]:
             known = ", ".join(f"{key} {_short(value)}" for key, value in shared.items())
             how = f"{facts.se_method or 'none'} ({sizes}{', ' if known else ''}{known})"
             methods.setdefault(how, []).append(facts.label)
-        lines += [f"{facts.label}: {FLAGS.get(flag, flag)}." for flag in facts.flags]
-    return [f"Error of {', '.join(labels)}: {how}." for how, labels in methods.items()] + lines
+    return [f"Error of {', '.join(labels)}: {how}." for how, labels in methods.items()]
+
+
+def _measured_flags(group: Sequence[Result], tables: Sequence[Table]) -> list[str]:
+    """What a metric flags, and in which rows, where it does so in some only."""
+    lines = []
+    for table in tables:
+        has = [r.metric_facts[table.metric] for r in group if table.metric in r.metric_facts]
+        for flag in dict.fromkeys(flag for facts in has for flag in facts.flags):
+            where = "" if all(flag in f.flags for f in has) else f", {_rows(group, table, flag)}"
+            lines.append(f"{table.facts.label}{where}: {FLAGS.get(flag, flag)}.")
+    return lines
+
+
+def _rows(group: Sequence[Result], table: Table, flag: str) -> str:
+    """Rows and NFE whose records have a flag."""
+    found = []
+    for row in series(group):
+        kept = [r for r in row.results if table.metric in r.metric_facts]
+        nfes = sorted({r.spec.nfe for r in kept if flag in r.metric_facts[table.metric].flags})
+        if nfes:
+            found.append(f"{row.title} (NFE {', '.join(map(str, nfes))})")
+    return ", ".join(found)
 
 
 def _short(value: object) -> str:

@@ -26,6 +26,7 @@ from solverbench.leaderboards.tables import (
     Table,
     build,
     metric_names,
+    series,
     split,
 )
 from solverbench.leaderboards.views import find, listed, show
@@ -324,15 +325,33 @@ RICH = Markup(
 def _csv(results: Sequence[Result], chosen: Sequence[str], influences: Influences) -> str:
     """One line a record, full precision, every metric and cost; empty where not measured."""
     out = io.StringIO()
-    lines = [_csv_line(result, chosen) for group in split(results) for result in group]
+    groups = split(results)
+    spreads = [_spreads(group, chosen) for group in groups]
+    lines = [
+        _csv_line(result, chosen, spread[result.spec.key()])
+        for group, spread in zip(groups, spreads, strict=True)
+        for result in group
+    ]
     writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return out.getvalue()
 
 
-def _csv_line(result: Result, chosen: Sequence[str]) -> dict[str, object]:
-    """The columns of one record."""
+def _spreads(group: Sequence[Result], chosen: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By record and metric the sample deviation over training seeds of its cell, if several."""
+    found: dict[str, dict[str, float]] = {}
+    for row in series(group):
+        for nfe in row.nfes:
+            good = [r for r in row.at(nfe) if r.status == "ok"]
+            values = {name: [r.metrics[name] for r in good if name in r.metrics] for name in chosen}
+            own = {name: statistics.stdev(v) for name, v in values.items() if len(v) > 1}
+            found |= {r.spec.key(): own for r in row.at(nfe)}
+    return found
+
+
+def _csv_line(result: Result, chosen: Sequence[str], spread: dict[str, float]) -> dict[str, object]:
+    """The columns of one record; ``spread`` by metric, over all training seeds of its cell."""
     spec, cost = result.spec, result.cost
     return {
         "solver": spec.solver.name,
@@ -351,6 +370,7 @@ def _csv_line(result: Result, chosen: Sequence[str]) -> dict[str, object]:
         "reason": " ".join(result.reason.split()),
         **{name: result.metrics.get(name, "") for name in chosen},
         **{f"{name}_se": result.errors.get(name, "") for name in chosen},
+        **{f"{name}_seed_sd": spread.get(name, "") for name in chosen},
         "nfe_measured": cost.nfe if cost else "",
         **{
             name: getattr(cost, name) if cost else "" for name in Cost.model_fields if name != "nfe"

@@ -211,8 +211,6 @@ def build(
         rows.append(Row(s.title, cells, s.is_teacher))
     facts = [r.metric_facts[metric] for r in results if metric in r.metric_facts]
     about = facts[0] if facts else MetricFacts(label=metric, higher_is_better=False)
-    flags = tuple(dict.fromkeys(flag for fact in facts for flag in fact.flags))
-    about = about.model_copy(update={"flags": flags})
     return Table(metric, about, tuple(nfes), tuple(_rank(rows, nfes, about.higher_is_better)))
 
 

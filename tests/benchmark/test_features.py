@@ -128,5 +128,5 @@ def test_images_beyond_memory_lie_in_a_file(
 def test_an_extractor_that_cannot_run_says_so() -> None:
     with pytest.raises(SolverBenchError, match="did you mean 'digits'"):
         ready("digit")
-    with pytest.raises(SolverBenchError, match="extractor digits: "):
+    with pytest.raises(SolverBenchError, match="extractor digits has no option"):
         ready("digits", weights="x")

@@ -1,5 +1,7 @@
 """Folders of images: what is written is read, and what cannot be measured is refused."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +73,14 @@ def save(folder: Path, array: np.ndarray, name: str, kind: str | None = None) ->
     Image.fromarray(array).save(folder / name, kind)
 
 
+def claim(folder: Path, side: int) -> None:
+    """A PNG of a few bytes whose header says that it has ``side`` pixels a side."""
+    data = bytearray((folder / "000000.png").read_bytes())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (folder / "9.png").write_bytes(data)
+
+
 GREY = np.full((4, 6), 100, np.uint8)
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a JPEG": (lambda f: save(f, GREY, "9.jpg"), r"9.jpg is lossy \(JPG\).*save PNG.*--lossy"),
@@ -90,6 +100,28 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: save(f, GREY.astype(np.uint16), "9.png"),
         "9.png has the pixel format I;16",
     ),
+    "a JPEG inside TIFF": (
+        lambda f: Image.fromarray(GREY).save(f / "9.tif", compression="jpeg"),
+        r"9.tif is lossy \(JPEG IN TIFF\)",
+    ),
+    "a transparent colour": (
+        lambda f: Image.fromarray(GREY).save(f / "9.png", transparency=100),
+        "9.png has a transparent colour",
+    ),
+    "an animation": (
+        lambda f: Image.fromarray(GREY).save(
+            f / "9.png", save_all=True, append_images=[Image.fromarray(GREY + 1)]
+        ),
+        "9.png holds more than one frame",
+    ),
+    "an image of billions of pixels": (
+        lambda f: claim(f, 60_000),
+        "9.png has more than 67,108,864",
+    ),
+    "one of which Pillow warns": (lambda f: claim(f, 9_600), "9.png has more than 67,108,864"),
+    "one below that": (lambda f: claim(f, 8_200), "9.png has more than 67,108,864"),
+    "an empty file": (lambda f: (f / "9.png").touch(), "read as an image: it is empty$"),
+    "an unknown format": (lambda f: (f / "9.png").write_text("text"), "format is not known$"),
     "no image": (lambda f: (f / "9.png").write_text("text"), "9.png cannot be read as an image"),
     "half an image": (
         lambda f: (f / "9.png").write_bytes((f / "000000.png").read_bytes()[:60]),

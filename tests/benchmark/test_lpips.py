@@ -12,7 +12,7 @@ from solverbench.benchmark import lpips
 from solverbench.benchmark.lpips import LPIPS, LPIPSNative, Trunk
 from solverbench.errors import MissingWeightsError, SolverBenchError
 
-GOLDEN = Path(__file__).parents[1] / "data" / "metrics" / "lpips.npz"
+GOLDEN = Path(lpips.__file__).parents[1] / "goldens" / "lpips.npz"
 STAGES = range(5)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from solverbench.benchmark.outcome import write_influences
-from solverbench.benchmark.results import Result
+from solverbench.benchmark.results import OF_A_MEAN, OVER_ROWS, Result
 from solverbench.benchmark.store import influence_path, record_path, write_record
 from solverbench.cli_compare import compare as command
 from solverbench.errors import SolverBenchError
@@ -93,7 +94,57 @@ def test_training_seeds_of_a_folder_are_taken_together(make: Make, tmp_path: Pat
     ((line,),) = (one.lines for one in compare(tmp_path / "a", tmp_path / "b"))
     assert line.a.num == 3
     assert line.gap.se == pytest.approx(0.2 / 3**0.5)
-    assert line.better == "A"
+    assert line.gap.level == pytest.approx(4.3027)  # two degrees of freedom
+    assert (line.better, line.verdict) == ("A", "A better (unpaired, beyond 4.30 errors)")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda data: data["metric_facts"].pop("fd"), "metric_facts.fd: missing"),
+        (lambda data: data["errors"].update(fd=-1.0), "errors.fd: must be at least 0"),
+        (
+            lambda data: data["errors"].update(fd=float("nan")),
+            "errors.fd: Input should be a finite",
+        ),
+        (
+            lambda data: data["metrics"].update(fd=float("inf")),
+            "metrics.fd: Input should be a finite",
+        ),
+        (lambda data: data["errors"].update(fdd=1.0), "errors.fdd: metrics has no fdd"),
+        (lambda data: data["errors"].update(fd=0.101), "error of fd is 0.101, that of .* 0.1"),
+        (lambda data: data["metric_facts"]["fd"].update(num_generated=399), "fd of 399 rows"),
+    ],
+)
+def test_records_that_were_edited_are_refused_in_one_line(
+    pair: tuple[Path, Path], change: Callable[[dict[str, Any]], object], line: str
+) -> None:
+    data = json.loads(pair[0].read_text())
+    change(data)
+    pair[0].write_text(json.dumps(data))
+    with pytest.raises(SolverBenchError, match=line) as caught:
+        compare(*pair)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [OF_A_MEAN, OVER_ROWS])
+def test_a_mean_over_images_must_be_that_of_its_influences(
+    make: Make, tmp_path: Path, method: str
+) -> None:
+    values = noise(0, 0.1)
+    made = sure(make("gs", 4, {"fd": float(values.mean())}), fd=0.1)
+    facts = made.metric_facts["fd"].model_copy(update={"se_method": method})
+    made = made.model_copy(update={"metric_facts": {"fd": facts}})
+    a, b = (
+        stored(tmp_path, made, values),
+        stored(tmp_path, sure(make("ddim", 4, {"fd": 1.0}), fd=1)),
+    )
+    assert compare(a, b)
+    data = json.loads(a.read_text())
+    data["metrics"]["fd"] += 0.01
+    a.write_text(json.dumps(data))
+    with pytest.raises(SolverBenchError, match="the mean over images"):
+        compare(a, b)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ import pytest
 
 from solverbench.benchmark.results import Measurement, Result
 from solverbench.benchmark.store import Influence, Influences
-from solverbench.leaderboards.differences import estimate, gap, no_influences, ranks
+from solverbench.leaderboards.differences import (
+    STUDENT,
+    Estimate,
+    estimate,
+    gap,
+    no_influences,
+    ranks,
+    student,
+)
 from solverbench.leaderboards.render import render
 from solverbench.leaderboards.tables import build
 
@@ -122,16 +130,93 @@ def test_a_missing_file_of_influences_leaves_the_unpaired_test(make: Make) -> No
     assert marks([a, far], held([(a, noise(0, 0.10))])) == [1, 2]
 
 
-def test_training_seeds_add_their_own_spread(make: Make) -> None:
-    """Deviation 0.2 over three seeds: 0.115 for the mean, so 0.2 is within 1.96 of it."""
+def test_training_seeds_of_older_records_are_tested_by_their_spread(make: Make) -> None:
+    """Deviation 0.2 over three seeds: 0.115 for the mean, times 4.303 of two degrees is 0.497."""
     seeds = [make("gs", 4, {"fd": fd}, seed=i) for i, fd in enumerate((0.8, 1.0, 1.2))]
-    other = make("ddim", 4, {"fd": 1.2})
-    assert marks([other, *seeds]) == [2, 2]
-    assert marks([make("ddim", 4, {"fd": 1.3}), *seeds]) == [2, 1]
-    one, two = (estimate(found, "fd", no_influences) for found in (seeds, [other]))
+    near, far = (make("ddim", 4, {"fd": fd}) for fd in (1.49, 1.51))
+    assert marks([near, *seeds]) == [2, 2]
+    assert marks([far, *seeds]) == [2, 1]
+    one, two = (estimate(found, "fd", no_influences) for found in (seeds, [near]))
     assert one is not None
     assert two is not None
     assert gap(one, two).se == pytest.approx(0.2 / math.sqrt(3), rel=1e-12)
+    text = render([far, *seeds], "md")
+    assert "rows are tested by their training seeds alone." in text
+    assert "This leaves out that other images would give other values" in text
+
+
+def test_training_seeds_add_their_spread_to_the_error_over_images(make: Make) -> None:
+    """0.01 / 3 over training seeds with Student's quantile, 0.04 over images with 1.96."""
+    seeds = [
+        sure(make("gs", 4, {"fd": fd}, seed=i), fd=0.1) for i, fd in enumerate((0.4, 0.5, 0.6))
+    ]
+    other = sure(make("ddim", 4, {"fd": 2.0}), fd=math.sqrt(0.03))
+    one, two = (estimate(found, "fd", no_influences) for found in (seeds, [other]))
+    assert one is not None
+    assert two is not None
+    found, part = gap(one, two), 0.01 / 3
+    assert found.se == pytest.approx(math.sqrt(0.04 + part), rel=1e-12)
+    half = math.sqrt(4.3027**2 * part + 1.96**2 * 0.04)
+    assert found.level * found.se == pytest.approx(half, rel=1e-12)
+
+
+def test_quantiles_of_student_are_those_of_its_density() -> None:
+    """Integrated numerically after t = sqrt(n) tan(x)."""
+    for n, quantile in enumerate(STUDENT, 1):
+        x = np.linspace(0, math.atan(quantile / math.sqrt(n)), 20001)
+        scale = math.gamma((n + 1) / 2) / (math.sqrt(math.pi) * math.gamma(n / 2))
+        share = 0.5 + scale * float(np.trapezoid(np.cos(x) ** (n - 1), x))
+        assert share == pytest.approx(0.975, abs=5e-6)  # four decimals of the quantile
+        assert student(n) == quantile
+    assert STUDENT[1] < student(1.5) < STUDENT[0]
+    assert student(60) == pytest.approx(2.0003, abs=1e-3)  # interpolated, from tables
+    assert student(1e12) == pytest.approx(1.96)
+
+
+@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("images", [0.0, 0.3])
+def test_few_training_seeds_make_no_false_difference_too_often(
+    num: int, both: bool, images: float
+) -> None:
+    """4000 pairs of equal methods; with 1.96 alone it would be 10 to 30 %."""
+    rng = np.random.default_rng(0)
+
+    def side(num: int) -> Estimate:
+        values = rng.standard_normal(num) + images * rng.standard_normal()
+        return Estimate(float(values.mean()), num, float(values.std(ddof=1)), images, None, 0, True)
+
+    fixed = Estimate(0.0, 1, None, 0.0, None, 0, True)
+    found = [gap(side(num), side(num) if both else fixed).significant for _ in range(4000)]
+    assert np.mean(found) < 0.06  # 5 %, and 3 standard errors of 0.34 %
+
+
+def test_a_row_without_an_error_is_never_told_apart_by_that_of_the_other(make: Make) -> None:
+    a = sure(make("ddim", 4, {"fd": 1.0}), fd=0.1)
+    b = sure(make("unipc-3", 4, {"fd": 9.0}))
+    assert marks([a, b]) == [0, 0]
+    assert marks([a, make("unipc-3", 4, {"fd": 9.0})]) == [0, 0]  # an older record
+    far = sure(make("gs", 4, {"fd": 3.0}), fd=0.1)
+    assert marks([a, far]) == [1, 2]
+    assert marks([a, far, b]) == [0, 0, 0]
+
+
+def test_training_spread_alone_never_stands_in_for_errors_over_images(make: Make) -> None:
+    """Three seeds that agree, in records that could hold errors or beside one that does."""
+    seeds = [make("gs", 4, {"fd": 1.0 + 0.001 * i}, seed=i) for i in range(3)]
+    assert marks([make("ddim", 4, {"fd": 2.0}), *seeds]) == [2, 1]
+    assert marks([sure(make("ddim", 4, {"fd": 2.0}), fd=0.1), *seeds]) == [0, 0]
+    bare = [sure(r) for r in seeds]
+    assert marks([make("ddim", 4, {"fd": 2.0}), *bare]) == [0, 0]
+
+
+def test_only_the_best_is_marked_where_the_second_cannot_be_tested(make: Make) -> None:
+    seeds = [make("gs", 4, {"fd": 1.0 + 0.001 * i}, seed=i) for i in range(3)]
+    single = [make("ddim", 4, {"fd": 2.0}), make("unipc-3", 4, {"fd": 3.0})]
+    assert marks([*single, *seeds]) == [0, 0, 1]
+    assert marks([*single, *(r.model_copy(update={"metrics": {"fd": 9.0}}) for r in seeds)]) == [
+        *(0, 0, 0)
+    ]
 
 
 def test_training_seeds_share_their_images_so_errors_do_not_shrink(make: Make) -> None:
@@ -152,11 +237,10 @@ def test_the_second_is_underlined_with_all_that_cannot_be_told_from_it(make: Mak
     assert found == {"DDIM": 1, "UniPC (3M)": 2, "DPM-Solver++ (3M)": 2, "GS": 0}
 
 
-def test_without_any_error_the_best_value_is_bold_and_equal_ones_are_not(make: Make) -> None:
+def test_single_seeds_without_any_error_are_not_marked(make: Make) -> None:
     group = [make("ddim", 4, {"fd": 2.0}), make("unipc-3", 4, {"fd": 1.0})]
-    assert marks(group) == [2, 1]
-    assert marks([*group, make("dpmpp-3m", 4, {"fd": 1.0})]).count(1) == 0
-    assert "No error was recorded" in render(group, "md")
+    assert marks(group) == [0, 0]
+    assert "No error was recorded, so nothing is marked" in render(group, "md")
 
 
 def test_a_metric_without_an_error_marks_nothing(make: Make) -> None:
@@ -184,16 +268,37 @@ def test_notes_say_what_stands_behind_every_error(make: Make) -> None:
     for part in (
         "- Extractor: cifar16 (weights 0123456789ab, resize none, float32, batches of 64), images "
         "of 16 x 16 pixels, 8 bits by the rule of EDM. Reference: 10,000 images.",
-        "Values are ± their standard error over images.",
+        "Behind ± in FD[cifar16]: standard error over images in every row.",
         "by more than 1.96 standard errors of the difference",
         "Error of FD[cifar16]: delta method, reference fixed (M = 400, N = 400, D = 64).",
     ):
         assert part in text
     seeds = [sure(make("gs", 4, {"fd": 1.0 + i}, seed=i), fd=0.1) for i in range(2)]
-    mixed = render([a, make("unipc-3", 4, {"fd": 3.0}), *seeds], "md")
-    assert "± sample standard deviation; a single seed shows ± its standard error" in mixed
+    other = sure(make("dpmpp-3m", 4, {"fd": 3.0}), fd=0.1)
+    mixed = render([a, other, make("unipc-3", 4, {"fd": 3.0}), *seeds], "md")
+    assert (
+        "- Behind ± in FD[cifar16]: nothing in UniPC (3M); sample standard deviation over "
+        "training seeds in GS; standard error over images in every other row.\n"
+    ) in mixed
     assert "sd^2 / n of each row is added" in mixed
-    assert "No error over images was recorded for 1 of 4 records: theirs counts as 0." in mixed
+    assert "No error over images was recorded for 1 of 5 records" in mixed
+
+
+def test_the_note_tells_cells_of_one_row_apart(make: Make) -> None:
+    seeds = [sure(make("gs", 4, {"fd": 1.0 + i}, seed=i), fd=0.1) for i in range(2)]
+    alone = sure(make("gs", 6, {"fd": 1.0}), fd=0.1)
+    assert (
+        "Behind ± in FD[cifar16]: sample standard deviation over training seeds in GS (NFE 4); "
+        "standard error over images in GS (NFE 6), every other row."
+    ) in render([*seeds, alone, sure(make("ddim", 4, {"fd": 1.0}), fd=0.1)], "md")
+
+
+def test_a_flag_names_the_rows_that_have_it(make: Make) -> None:
+    a, b = (sure(make(s, n, {"fd": 1.0})) for s, n in (("ddim", 4), ("gs", 6)))
+    facts = b.metric_facts["fd"].model_copy(update={"flags": ("no_se_cut",)})
+    flagged = b.model_copy(update={"metric_facts": {"fd": facts}})
+    assert "- FD[cifar16], GS (NFE 6): no error: in some directions" in render([a, flagged], "md")
+    assert "- FD[cifar16]: no error: in some directions" in render([flagged], "md")
 
 
 def test_the_csv_holds_errors_in_full(make: Make) -> None:

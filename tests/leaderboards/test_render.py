@@ -11,12 +11,13 @@ from solverbench.benchmark.results import Result
 from solverbench.benchmark.spec import Named
 from solverbench.errors import SolverBenchError
 from solverbench.leaderboards.render import console, render
+from tests.leaderboards.conftest import exact
 
 Make = Callable[..., Result]
 
 
 def test_markdown_shows_spread_rank_status_and_teacher(group: list[Result]) -> None:
-    text = render(group, "md")
+    text = render(group, "md", None, exact)
     assert "## cifar16, 2000 samples, protocol 1" in text
     assert "### FD[cifar16] (lower is better)" in text
     assert "| solver | NFE 4 | NFE 6 |" in text
@@ -113,7 +114,7 @@ def grids(make: Make) -> list[Result]:
 
 
 def test_the_best_grid_is_a_view_below_the_logsnr_row(make: Make) -> None:
-    text = render(grids(make), "md")
+    text = render(grids(make), "md", None, exact)
     assert (
         "| UniPC (3M) [schedule=logsnr] | <ins>3.00</ins> | **1.00** |"
         "\n| *UniPC (3M), best of 3 grids* | **2.00** [1] | **1.00** |\n"
@@ -132,7 +133,7 @@ def test_the_best_grid_is_a_view_below_the_logsnr_row(make: Make) -> None:
 
 
 def test_every_table_shows_the_rows_that_fd_chose(make: Make) -> None:
-    text = render(grids(make), "md", ["recall"])
+    text = render(grids(make), "md", ["recall"], exact)
     assert "| *UniPC (3M), best of 3 grids* | <ins>0.700</ins> [1] | <ins>0.900</ins> |" in text
 
 
@@ -190,7 +191,7 @@ def test_the_paper_has_a_column_of_its_own(make: Make) -> None:
         make("ddim", 4, {"fid": 60.0}, backbone="edm-cifar10"),
         make("teacher", 20, {"fid": 2.1}, backbone="edm-cifar10"),
     ]
-    text = render(results, "md", ["fid"])
+    text = render(results, "md", ["fid"], exact)
     assert "| solver | NFE 4 | paper |" in text
     assert "| GS | **4.57** | 4.41 |" in text
     assert "| DDIM | <ins>60.00</ins> |  |" in text
@@ -205,7 +206,7 @@ def test_latex_is_booktabs_with_every_special_character_escaped(make: Make) -> N
         make("ddim", 4, {"fd": 2.0}, options={"a_b": "x&y"}),
         make("gs", 4, reason="path C:\\tmp {x} #1 $2 ~3 ^4 <5>"),
     ]
-    text = render(results, "latex")
+    text = render(results, "latex", None, exact)
     assert r"DDIM [a\_b=50\%] & \textbf{1.00} \\" in text
     assert r"DDIM [a\_b=x\&y] & \underline{2.00} \\" in text
     assert r"GS & failed$^{1}$ \\" in text
@@ -226,6 +227,14 @@ def test_csv_is_long_and_keeps_full_precision(group: list[Result]) -> None:
     assert (bad["status"], bad["fd"], bad["peak_bytes"]) == ("failed", "", "")
     assert bad["reason"] == "loss is not finite | at iteration 12"
     assert {line["key"] for line in lines} == {r.spec.key() for r in group}
+
+
+def test_the_csv_has_the_spread_over_training_seeds_beside_the_error(group: list[Result]) -> None:
+    lines = list(csv.DictReader(io.StringIO(render(group, "csv"))))
+    found = {(line["solver"], line["nfe"], line["seed"]): line["fd_seed_sd"] for line in lines}
+    spread = pytest.approx(0.1 / 2**0.5)  # of 7.0 and 7.1
+    assert float(found["gs", "4", "0"]) == float(found["gs", "4", "1"]) == spread
+    assert found["ddim", "4", "0"] == found["gs", "6", "0"] == ""
 
 
 @pytest.mark.parametrize("fmt", ["md", "latex", "csv"])

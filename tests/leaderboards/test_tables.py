@@ -9,6 +9,7 @@ from solverbench.benchmark.results import Result
 from solverbench.benchmark.spec import EvaluationSpec, Named
 from solverbench.leaderboards.tables import Table, build, split
 from solverbench.leaderboards.views import find, listed, show
+from tests.leaderboards.conftest import exact
 
 RECALL = EvaluationSpec(metrics=("recall",))
 
@@ -37,15 +38,15 @@ def test_seeds_are_averaged_with_their_sample_deviation(group: list[Result]) -> 
 
 
 def test_best_and_second_are_ranked_without_the_teacher(group: list[Result]) -> None:
-    table = build(group, "fd")
+    table = build(group, "fd", (), exact)
     assert [row.cells[4].rank for row in table.students] == [0, 2, 1]
     assert [row.cells[6].rank for row in table.students] == [2, 1, 0]
     assert [cell.rank for cell in table.rows[-1].cells.values()] == [0]
 
 
 def test_more_is_better_where_the_metric_says_so(make: Make) -> None:
-    table = build([make("ddim", 4, {"recall": 0.2}), make("gs", 4, {"recall": 0.9})], "recall")
-    assert [row.cells[4].rank for row in table.rows] == [2, 1]
+    rows = [make("ddim", 4, {"recall": 0.2}), make("gs", 4, {"recall": 0.9})]
+    assert [row.cells[4].rank for row in build(rows, "recall", (), exact).rows] == [2, 1]
 
 
 def test_a_failure_is_a_cell_with_its_reason(group: list[Result]) -> None:
@@ -108,7 +109,7 @@ def test_optimised_times_are_rows_of_their_own(make: Make) -> None:
 def test_best_ld3_takes_the_best_base_at_each_nfe_and_no_rank(make: Make) -> None:
     group = [
         make("ld3-dpmpp", 4, {"fd": 2.0}, seed=0),
-        make("ld3-dpmpp", 4, {"fd": 2.2}, seed=1),
+        make("ld3-dpmpp", 4, {"fd": 2.02}, seed=1),
         make("ld3-dpmpp", 6, {"fd": 1.0}),
         make("ld3-ipndm", 4, {"fd": 3.0}),
         make("ld3-ipndm", 6, {"fd": 0.5}),
@@ -117,16 +118,16 @@ def test_best_ld3_takes_the_best_base_at_each_nfe_and_no_rank(make: Make) -> Non
     ]
     (view,) = find(group)
     assert [view.members[i] for i in view.taken.values()] == ["LD3 (DPM++)", "LD3 (iPNDM)"]
-    table = show(build(group, "fd"), [view], ())
+    table = show(build(group, "fd", (), exact), [view], ())
     assert titles(table) == ["GS", "LD3 (DPM++)", "LD3 (iPNDM)", "Best LD3"]
     best = table.rows[3]
     assert best.is_view
-    assert [cell.values for cell in best.cells.values()] == [(2.0, 2.2), (0.5,), ()]
+    assert [cell.values for cell in best.cells.values()] == [(2.0, 2.02), (0.5,), ()]
     assert [cell.rank for cell in best.cells.values()] == [0, 0, 0]
     assert best.cells[8].status == "failed"
     assert best.cells[8].faults == ()  # the row that failed is in the table and says so
     assert [row.cells[4].rank for row in table.rows] == [0, 1, 2, 0]
-    assert titles(build(group, "fd")) == ["GS", "LD3 (DPM++)", "LD3 (iPNDM)"]
+    assert titles(build(group, "fd", (), exact)) == ["GS", "LD3 (DPM++)", "LD3 (iPNDM)"]
 
 
 def with_fit(result: Result, **fit: float) -> Result:
@@ -197,7 +198,10 @@ def test_a_hidden_grid_keeps_its_rank_and_its_view_shows_it(make: Make) -> None:
     ]
     views = find(group)
     fd, recall = (
-        {row.title: row.cells[4].rank for row in show(build(group, name), views, ()).rows}
+        {
+            row.title: row.cells[4].rank
+            for row in show(build(group, name, (), exact), views, ()).rows
+        }
         for name in ("fd", "recall")
     )
     assert fd == {
@@ -215,7 +219,7 @@ def test_two_hidden_grids_leave_the_rest_unmarked(make: Make) -> None:
         for grid, fd in [("logsnr", 4.0), ("edm", 1.0), ("time", 2.0)]
     ]
     group.append(make("gs", 4, {"fd": 3.0}))
-    table = show(build(group, "fd"), find(group), ())
+    table = show(build(group, "fd", (), exact), find(group), ())
     assert [row.cells[4].rank for row in table.rows] == [0, 1, 0]
 
 

@@ -14,6 +14,7 @@ from solverbench.benchmark.metrics.neighbours import (
     PrecisionRecall,
     coverage_ceiling,
     density_coverage,
+    neighbour_metrics,
     precision_recall,
 )
 from solverbench.benchmark.metrics.paired import image_difference
@@ -50,6 +51,7 @@ __all__ = [
     "image_difference",
     "kernel_distance",
     "mind",
+    "neighbour_metrics",
     "over_seed_blocks",
     "paired_difference",
     "paired_frechet",

@@ -20,6 +20,7 @@ DECIDED = 128  # roundings beside those of a product's sum, see Distances
 MOST_ROWS = 2048  # longer blocks and tiles make no product quicker
 MOST_PAIRS = 2**18  # a piece should stay in the processor's cache
 MOST_VALUES = 2**17  # likewise the rows of pairs settled at once
+LARGEST = 1e150  # of a feature: squares of larger ones overflow in float64
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,20 @@ class PointSet:
 
     @classmethod
     def of(cls, values: Tensor, sizes: Plan) -> "PointSet":
-        """Look the rows over."""
-        total = values.new_zeros(values.shape[1], dtype=torch.float64)
+        """Look the rows over.
+
+        Raises:
+            ValueError: where squared distances would overflow.
+        """
+        total, largest = values.new_zeros(values.shape[1], dtype=torch.float64), 0.0
         for part in ranges(len(values), sizes.tile):
             total += values[part].double().sum(dim=0)
+            largest = max(largest, float(values[part].abs().max()))
+        if largest > LARGEST:
+            raise ValueError(
+                f"features reach {largest:.1e}, and distances of more than {LARGEST:.0e} overflow; "
+                "scale both sides."
+            )
         kind = torch.promote_types(values.dtype, torch.float32)
         return cls(values, (total / len(values)).to(kind), first_equal(values, sizes))
 

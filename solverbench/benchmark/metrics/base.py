@@ -70,12 +70,16 @@ class Metric(ABC):
         return Measured(value=value, num_generated=num, dim=dim, flags=("no_se",))
 
 
+class NotFiniteError(ValueError):
+    """A metric that overflowed, or has no value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number with what one must know of it.
 
     Attributes:
-        value: finite.
+        value: finite; anything else is a ``NotFiniteError``.
         se: standard error with the reference held fixed; None where there is none, and a flag
             says why.
         se_method: how it was found; empty where there is none.
@@ -97,6 +101,14 @@ class Measured:
     flags: tuple[str, ...] = ()
     facts: Mapping[str, Fact] = field(default_factory=dict, hash=False)
     influence: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        numbers = {"value": self.value, "error": self.se or 0.0, **self.facts}
+        for what, found in numbers.items():
+            if isinstance(found, float) and not math.isfinite(found):
+                raise NotFiniteError(
+                    f"its {what} is {found}: features are too large or too small; scale both sides"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +180,25 @@ def as_rows(features: Rows) -> Tensor:
     """Arrays and tensors (M, D) as checked floating tensors on the host.
 
     Raises:
-        ValueError: for another shape, fewer than two rows, or NaN or infinity among them.
+        ValueError: for complex numbers, another shape, fewer than two rows, or NaN or infinity
+            among them.
     """
     if not isinstance(features, Tensor):
         features = torch.from_numpy(np.require(features, requirements="W"))
+    if features.is_complex():
+        raise ValueError(f"features must be real numbers; got {features.dtype}.")
     return check(features if features.is_floating_point() else features.double())
+
+
+def rows_of(reference: Reference) -> Tensor:
+    """Embeddings (N, D) of a reference, for metrics that moments do not suffice for.
+
+    Raises:
+        ValueError: where it carries none.
+    """
+    if reference.features is None:
+        raise ValueError("this reference holds moments only; this metric needs rows.")
+    return reference.features.embedding
 
 
 def as_pair(generated: Rows, reference: Rows) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,13 @@ from solverbench.benchmark.metrics.base import (
     same_dimensions,
     standard_error,
 )
-from solverbench.benchmark.metrics.gaussians import Gaussian, Side, floor, without_constants
+from solverbench.benchmark.metrics.gaussians import (
+    Gaussian,
+    Side,
+    floor,
+    supported,
+    without_constants,
+)
 from solverbench.images import (
     BLOCK,
     INCEPTION_2015,
@@ -29,6 +35,7 @@ from solverbench.images import (
 )
 
 EXACT = 1e-9  # of the traces: what the quick path may lose at most
+LEFT_OUT = 0.1  # of the error: what directions without variance on one side may hold on the other
 FIXED = "delta method, reference fixed"
 BY_SEED = "delta method, both sides by seed"
 
@@ -48,7 +55,8 @@ def frechet_distance(*, generated: Side, reference: Side) -> Measured:
 
     Returns:
         The squared distance, at least 0. Biased in M: compare at equal M. The error is that of the
-        delta method, with the influence of each row; it needs M > D.
+        delta method, with the influence of each row; it needs M > D, and a reference with next to
+        no variance where the rows have none.
 
     Raises:
         ValueError: where D differs, a set has fewer than two rows, or NaN or infinity occur.
@@ -105,10 +113,7 @@ def _with_error(value: float, x: Gaussian, y: Gaussian, by_seed: bool = False) -
         by_seed: whether they were.
     """
     u, v = without_constants(x, y)
-    reason = _without_error(u) or (_without_error(v) if by_seed else None)
-    influence = None if reason else _influence(u, v)
-    if influence is not None and by_seed:
-        influence = influence + _influence(v, u)
+    influence, reason = _total_influence(u, v, by_seed)
     flags = ("rank_deficient",) if u.singular or v.singular else ()
     return Measured(
         value=value,
@@ -122,13 +127,34 @@ def _with_error(value: float, x: Gaussian, y: Gaussian, by_seed: bool = False) -
     )
 
 
+def _total_influence(x: Gaussian, y: Gaussian, by_seed: bool) -> tuple[Tensor | None, str | None]:
+    """Influences (M,) of both sides that move, or the flag that says why there are none.
+
+    Directions in which a side that moves does not vary are left out, such as units that are active
+    on an image or two of the other side. What they add to the distance and to its error is about
+    the variance left out, so that may be a tenth of the error found.
+    """
+    moving = (x, y) if by_seed else (x,)
+    reason = next((found for one in moving if (found := _without_error(one))), None)
+    if reason is not None:
+        return None, reason
+    left_out = 0.0
+    if any(one.singular for one in moving):
+        x, y, left_out = supported(x, y, both=by_seed)
+    if not x.dim:
+        return None, "no_se_cut"
+    influence = _influence(x, y)
+    if by_seed:
+        influence = influence + _influence(y, x)
+    cut = left_out > LEFT_OUT * standard_error(influence)
+    return (None, "no_se_cut") if cut else (influence, None)
+
+
 def _without_error(x: Gaussian) -> str | None:
-    """The flag that says why there is no standard error; None where there is one."""
+    """Why a side can have no influences; None where it may."""
     if x.rows is None:
         return "no_se_statistics"
-    if x.num <= x.dim:
-        return "no_se_few_rows"
-    return "no_se_cut" if x.singular else None
+    return "no_se_few_rows" if x.num <= x.dim else None
 
 
 def squared_distance(x: Gaussian, y: Gaussian) -> tuple[float, str]:

@@ -42,6 +42,13 @@ class Gaussian:
         own = self.moments
         return Gaussian(replace(own, mu=own.mu[keep], sigma=own.sigma[keep][:, keep]))
 
+    def turned(self, basis: Tensor) -> "Gaussian":
+        """The same set along orthonormal directions (D, rank), float64."""
+        if self.rows is not None:
+            return Gaussian(self.rows.double() @ basis)
+        own = self.moments
+        return Gaussian(replace(own, mu=own.mu @ basis, sigma=basis.T @ own.sigma @ basis))
+
     @cached_property
     def moments(self) -> Moments:
         """Mean and covariance."""
@@ -81,6 +88,33 @@ def without_constants(x: Gaussian, y: Gaussian) -> tuple[Gaussian, Gaussian]:
         variances = one.moments.sigma.diagonal()
         keep |= variances > len(variances) * torch.finfo(variances.dtype).eps * variances.max()
     return (x, y) if keep.all() or not keep.any() else (x.within(keep), y.within(keep))
+
+
+def supported(x: Gaussian, y: Gaussian, *, both: bool) -> tuple[Gaussian, Gaussian, float]:
+    """Both sets in the directions in which x varies.
+
+    Args:
+        x: rows, more than dimensions.
+        y: rows or moments.
+        both: whether y has to vary in them too.
+
+    Returns:
+        Both sets there, and the larger of the two variances that this leaves out.
+    """
+    basis = _support(x.moments.sigma)
+    if both:
+        basis = basis @ _support(basis.T @ y.moments.sigma @ basis)
+    sides = x.turned(basis), y.turned(basis)
+    pairs = zip((x, y), sides, strict=True)
+    left_out = [float(a.moments.sigma.trace() - b.moments.sigma.trace()) for a, b in pairs]
+    return *sides, max(left_out)
+
+
+def _support(sigma: Tensor) -> Tensor:
+    """Orthonormal directions (D, rank) in which sigma (D, D) is not zero but for rounding."""
+    values, vectors = torch.linalg.eigh(sigma)
+    kept: Tensor = vectors[:, values > floor(values)]
+    return kept
 
 
 def factor(sigma: Tensor) -> Tensor:

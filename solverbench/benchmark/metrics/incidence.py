@@ -39,14 +39,17 @@ class Incidence:
     point: Tensor
 
 
-def incidence(points: Tensor, centres: Tensor, k: int, *, max_memory: int) -> Incidence:
-    """Count points strictly inside balls, as exactly as ``balls.hits`` does.
+def incidence(
+    points: Tensor, centres: Tensor, k: int, *, max_memory: int, strict: bool = True
+) -> Incidence:
+    """Count points inside balls, as exactly as ``balls.hits`` does.
 
     Args:
         points: (M, D), finite.
         centres: (N, D), finite, N > k.
         k: neighbours that a ball reaches to.
         max_memory: bytes beside the two sets; changes no count.
+        strict: whether a point as far away as the radius is outside.
 
     Raises:
         ValueError: where max_memory is too little.
@@ -58,7 +61,7 @@ def incidence(points: Tensor, centres: Tensor, k: int, *, max_memory: int) -> In
         around, ball = (torch.zeros(len(points), dtype=torch.int64) for _ in range(2))
         held, point = (torch.zeros(len(centres), dtype=torch.int64) for _ in range(2))
         for piece in Distances.between(x, y, sizes).pieces():
-            inside = piece.inside(reach, strict=True)
+            inside = piece.inside(reach, strict=strict)
             around[piece.rows], ball[piece.rows] = inside.sum(dim=1), inside.byte().argmax(dim=1)
             here = inside.sum(dim=0)
             point = torch.where(here > 0, inside.byte().argmax(dim=0) + piece.rows.start, point)

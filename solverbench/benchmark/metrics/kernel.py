@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solverbench.benchmark.metrics.base import Measured, Rows, as_pair
+from solverbench.benchmark.metrics.base import Measured, Metric, Rows, as_pair, rows_of
+from solverbench.images import INCEPTION_2015, Features, Reference
 
 BLOCK = 2048  # rows of kernel values held at once
 
@@ -71,14 +73,15 @@ def kernel_distance(
         rows = rng.choice(len(x), size, replace=False)
         others = rng.choice(len(y), size, replace=False)
         found.append(_squared_mmd(x[torch.from_numpy(rows)], y[torch.from_numpy(others)]))
-    std = float(np.std(found))
+    with np.errstate(over="ignore", invalid="ignore"):  # Measured says it
+        std, mean = float(np.std(found)), float(np.mean(found))
     return KernelDistance(
-        value=float(np.mean(found)),
+        value=mean,
         num_generated=len(x),
         num_reference=len(y),
         dim=x.shape[1],
         flags=("no_se_subsets",),
-        facts={"subsets": subsets, "subset_size": size, "seed": seed},
+        facts={"subsets": subsets, "subset_size": size, "seed": seed, "std": std},
         std=std,
         se_at_least=std / math.sqrt(subsets),
         subsets=subsets,
@@ -106,6 +109,28 @@ def full_kernel_distance(*, generated: Rows, reference: Rows) -> Measured:
         dim=x.shape[1],
         flags=("no_se",),
     )
+
+
+class KD(Metric):
+    """Kernel distance of embeddings to the data set."""
+
+    higher_is_better = False
+    against: ClassVar[Literal["data", "teacher"]] = "data"
+    digits = 4
+    about = "squared MMD of embeddings to the data set, kernel (x.y / D + 1)^3, mean of 100 subsets"
+    reads_images = False
+
+    def label(self, extractor_name: str) -> str:
+        """``KD[extractor]``; ``KID`` for the 2015 Inception, and for no other network."""
+        return "KID" if extractor_name in INCEPTION_2015 else f"KD[{extractor_name}]"
+
+    def compute(self, *, generated: Features, reference: Reference) -> float:
+        """Negative values occur; the reference must carry rows."""
+        return self.measure(generated=generated, reference=reference).value
+
+    def measure(self, *, generated: Features, reference: Reference) -> Measured:
+        """Without an error; ``facts["std"]`` is the deviation over subsets, which is none."""
+        return kernel_distance(generated=generated.embedding, reference=rows_of(reference))
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:

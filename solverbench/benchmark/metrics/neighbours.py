@@ -25,6 +25,7 @@ from solverbench.benchmark.metrics.incidence import (
     incidence,
     recall_influence,
 )
+from solverbench.benchmark.results import OVER_ROWS as OVER_ROWS
 from solverbench.images import Features, Reference
 
 K = 5
@@ -32,7 +33,6 @@ MAX_MEMORY = 2**30
 Convention = Literal["kynkaanniemi", "prdc"]
 STRICT: Mapping[str, bool] = {"kynkaanniemi": False, "prdc": True}
 NO_ERROR = "no_se"
-OVER_ROWS = "sd over images / sqrt(M), reference fixed"
 JACKKNIFE = "delete-one jackknife, reference fixed; rather too wide"
 UNEQUAL = "unequal_numbers"
 LOOKED_AT = 2**18  # numbers searched for NaN at once

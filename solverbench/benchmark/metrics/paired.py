@@ -8,6 +8,7 @@ from torch import Tensor
 
 from solverbench.benchmark.lpips import LPIPS
 from solverbench.benchmark.metrics.base import Measured, Metric, standard_error
+from solverbench.benchmark.results import OF_A_MEAN
 from solverbench.images import Features, Reference
 
 PerImage = Callable[[Tensor, Tensor], Tensor]  # images and the teacher's (B, C, H, W) -> (B,)
@@ -68,7 +69,7 @@ def image_difference(
     return Measured(
         value=float(values.mean()),
         se=standard_error(values),
-        se_method="sd over images / sqrt(M)",
+        se_method=OF_A_MEAN,
         num_generated=len(values),
         num_reference=len(values),
         dim=generated[0].numel(),

@@ -147,6 +147,38 @@ def test_the_error_of_the_distance_to_the_teacher_moves_both_sides() -> None:
     assert held.se > 2 * spread(values)
 
 
+def nearly_dead(noise: Tensor, scale: float) -> Features:
+    """Eight units that vary and two that are active on one image of 500, or on none."""
+    return features(torch.cat([noise[:, :8], scale * torch.relu(noise[:, 8:] - 2.9)], dim=1))
+
+
+def test_units_that_are_nearly_dead_take_nothing_from_the_error_of_fd_teacher() -> None:
+    """Where they are dead on one side, the error is that of the other directions."""
+    values, errors, singular = [], [], []
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        noise = torch.randn(500, 10, generator=rng)
+        moved = 0.95 * noise + 0.2 * torch.randn(500, 10, generator=rng)
+        teacher = reference_of(nearly_dead(noise, 0.05), "drawn")
+        found = FDTeacher().measure(generated=nearly_dead(moved, 0.05), reference=teacher)
+        assert found.se is not None
+        values.append(found.value)
+        errors.append(found.se)
+        singular.append("rank_deficient" in found.flags)
+    assert 20 < sum(singular) < 130
+    cut = [se for se, flagged in zip(errors, singular, strict=True) if flagged]
+    for some in (errors, cut):
+        assert sum(some) / len(some) == pytest.approx(spread(values), rel=0.15)  # 1.08 in 400 runs
+
+
+@pytest.mark.parametrize("kind", [FD, FDTeacher])
+def test_a_unit_that_one_side_lacks_and_the_other_needs_leaves_no_error(kind: type[Metric]) -> None:
+    x, y = torch.zeros(200, 5), 1.1 * rows(1, 200, 5)
+    x[:, :4] = rows(0, 200)
+    found = kind().measure(generated=features(x), reference=known(y))
+    assert (found.se, found.flags) == (None, ("rank_deficient", "no_se_cut"))
+
+
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
     [(Precision, 0.8, 1.25), (Density, 0.8, 1.25), (Recall, 0.9, 2.0), (Coverage, 0.9, 2.6)],
