@@ -43,7 +43,7 @@ def hits(points: Tensor, centres: Tensor, k: int, *, strict: bool, max_memory: i
 
     Args:
         points: (M, D), finite, any floating type.
-        centres: (N, D), finite, N > k, on the same device.
+        centres: (N, D), finite, N > k.
         k: neighbours that a ball reaches to; duplicates count, the row itself does not.
         strict: whether a point on a ball's surface is outside.
         max_memory: bytes beside the two sets; changes no count.
@@ -151,6 +151,13 @@ def sum_of_squares(values: Tensor) -> Tensor:
     return values[:, 0].clone()  # a view would keep all columns alive
 
 
+def place(rows: Tensor) -> torch.device:
+    """Where rows are compared: on their CUDA device, else on the first one, else on the host."""
+    if rows.is_cuda or not torch.cuda.is_available():
+        return rows.device
+    return torch.device("cuda")
+
+
 @dataclass(frozen=True, eq=False)
 class PointSet:
     """A set of rows as it was given, with its duplicates known.
@@ -167,11 +174,12 @@ class PointSet:
 
     @classmethod
     def of(cls, values: Tensor, sizes: Plan) -> "PointSet":
-        """Look the rows over.
+        """Look the rows over, where they are compared.
 
         Raises:
             ValueError: where squared distances would overflow.
         """
+        values = values.to(place(values))
         total, largest = values.new_zeros(values.shape[1], dtype=torch.float64), 0.0
         for part in ranges(len(values), sizes.tile):
             total += values[part].double().sum(dim=0)

@@ -58,15 +58,15 @@ def incidence(
     with torch.no_grad(), full_float32():
         x, y = PointSet.of(points, sizes), PointSet.of(centres, sizes)
         reach = radii(y, k, sizes)
-        around, ball = (torch.zeros(len(points), dtype=torch.int64) for _ in range(2))
-        held, point = (torch.zeros(len(centres), dtype=torch.int64) for _ in range(2))
+        around, ball = (x.values.new_zeros(len(points), dtype=torch.int64) for _ in range(2))
+        held, point = (y.values.new_zeros(len(centres), dtype=torch.int64) for _ in range(2))
         for piece in Distances.between(x, y, sizes).pieces():
             inside = piece.inside(reach, strict=strict)
             around[piece.rows], ball[piece.rows] = inside.sum(dim=1), inside.byte().argmax(dim=1)
             here = inside.sum(dim=0)
             point = torch.where(here > 0, inside.byte().argmax(dim=0) + piece.rows.start, point)
             held += here
-    return Incidence(around, ball, held, point)
+    return Incidence(around.cpu(), ball.cpu(), held.cpu(), point.cpu())
 
 
 def coverage_influence(found: Incidence) -> Tensor:

@@ -212,7 +212,7 @@ def _measured(value: float, x: Tensor, y: Tensor, facts: Mapping[str, Fact]) -> 
 
 
 def _sets(generated: Rows, reference: Rows, k: int, convention: str) -> tuple[Tensor, Tensor]:
-    """Both sides, checked, on one device: a CUDA device that holds the generated rows, or host."""
+    """Both sides, checked, on one device: the one that holds the generated rows."""
     if convention not in STRICT:
         raise ValueError(f"unknown convention '{convention}'; use one of {', '.join(STRICT)}.")
     x, y = _rows("generated", generated), _rows("reference", reference)
@@ -224,8 +224,7 @@ def _sets(generated: Rows, reference: Rows, k: int, convention: str) -> tuple[Te
             raise ValueError(
                 f"k={k} nearest neighbours need more than {k} rows; got {len(rows)} {side} rows."
             )
-    device = x.device if x.is_cuda else torch.device("cpu")
-    return x.to(device), y.to(device)
+    return x, y.to(x.device)
 
 
 def _rows(side: str, features: Rows) -> Tensor:

@@ -336,10 +336,24 @@ def test_density_and_coverage_are_those_of_equal_numbers() -> None:
         )
 
 
+def test_rows_are_compared_where_they_are_or_on_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert balls.place(torch.zeros(2, 2)).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert balls.place(torch.zeros(2, 2)).type == "cuda"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("convention", get_args(Convention))
-def test_counts_on_cuda_are_those_of_the_host(convention: Convention) -> None:
+def test_counts_on_cuda_are_those_of_the_host(
+    convention: Convention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows on the host go to CUDA too, where there is one."""
     for name in SETS:
         x, y, _ = golden(name)
-        assert counts(x.cuda(), y, 3, convention) == counts(x, y, 3, convention)
+        found = counts(x, y, 3, convention), counts(x.cuda(), y, 3, convention)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            assert found == (counts(x, y, 3, convention),) * 2
