@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,7 +105,7 @@ class PublishedExtractor(Extractor):
                 f"{pixels.dtype} {tuple(pixels.shape)}."
             )
         plain = torch.autocast(self.device.type, enabled=False)
-        with torch.no_grad(), full_float32(), full_convolutions(), plain:
+        with torch.no_grad(), full_float32("matmul"), full_float32("conv"), plain:
             rows = [self._rows(part) for part in torch.split(pixels, self.batch)]
         embedding = torch.cat(rows) if rows else torch.zeros(0, self.traits.dim)
         return {"embedding": embedding, "texture": embedding.new_empty(len(embedding), 0)}
@@ -132,20 +131,6 @@ class PublishedExtractor(Extractor):
             f"extractor {self.name} belongs to no data set; name a file of statistics or a folder "
             "of images as the reference"
         )
-
-
-@contextmanager
-def full_convolutions() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 convolutions; settings are put back."""
-    backends = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

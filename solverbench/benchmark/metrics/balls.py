@@ -9,6 +9,7 @@ on the two rows alone. So counts depend neither on block sizes nor on the device
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -116,10 +117,10 @@ def plan(max_memory: int, num: int, dim: int) -> Plan:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 matrix products; settings are put back."""
-    products = "matmul"
-    backends = [getattr(owner, products) for owner in (torch.backends.cuda, torch.backends.mkldnn)]
+def full_float32(kind: Literal["matmul", "conv"] = "matmul") -> Iterator[None]:
+    """No TF32 or bfloat16 in matrix products or convolutions; settings are put back."""
+    owner = {"matmul": torch.backends.cuda, "conv": torch.backends.cudnn}[kind]
+    backends = [getattr(one, kind) for one in (owner, torch.backends.mkldnn)]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 import solverbench
 from solverbench import weights
-from solverbench.benchmark.extractors.base import PublishedExtractor, full_convolutions
+from solverbench.benchmark.extractors.base import PublishedExtractor
 from solverbench.benchmark.extractors.data_sets import InceptionCifar10
 from solverbench.benchmark.extractors.inception import InceptionCompat, InceptionEDM
 from solverbench.benchmark.extractors.resizing import tf1_bilinear
 from solverbench.benchmark.extractors.vgg import VGG16FC2
+from solverbench.benchmark.metrics.balls import full_float32
 from solverbench.benchmark.metrics.frechet import FD, FDTexture
 from solverbench.benchmark.metrics.statistics import write_statistics
 from solverbench.errors import MissingWeightsError, SolverBenchError
@@ -119,7 +120,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number(script: Pat
 def test_nothing_may_lower_the_precision_inside_and_settings_are_put_back() -> None:
     kinds = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)
     before = [kind.fp32_precision for kind in kinds]
-    with full_convolutions():
+    with full_float32("conv"):
         assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
     assert [kind.fp32_precision for kind in kinds] == before
 
