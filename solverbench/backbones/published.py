@@ -16,7 +16,7 @@ from solverbench.backbones.ldm import LDM
 from solverbench.backbones.sd import StableDiffusion
 from solverbench.errors import SolverBenchError
 
-INCEPTION = "inception-2015-12-05-torchscript"
+INCEPTION = "inception-2015-12-05-compat"
 DIFFUSERS = ("diffusers", "transformers")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from solverbench import registry
 from solverbench.backbones.base import Backbone
+from solverbench.benchmark.features import IN_MEMORY, keeps_images
 from solverbench.benchmark.launch import BACKWARD_COST, THREADS
 from solverbench.benchmark.load import option_hints
 from solverbench.benchmark.meter import stopwatch
@@ -109,7 +110,7 @@ class Estimate:
         hours: of all cells, on one device or on all processes together.
         network_bytes: largest memory of the device while a fit trains, as the recipe has it.
         recompute_bytes: the same with ``fit.memory: recompute``.
-        host_bytes: images and states that one cell holds at once when it is measured.
+        host_bytes: states, and images that a metric reads, held at once when a cell is measured.
         disk_bytes: teacher sets and samples of a cell.
         basis: assumptions, one line.
     """
@@ -318,10 +319,12 @@ def _peak(spec: RunSpec, rates: Rates, memory: str | None) -> float:
 
 
 def _held(spec: RunSpec, rates: Rates) -> float:
-    """Bytes of images, states and noise on the host while a cell is measured."""
+    """Bytes of states, noise and kept images on the host while a cell is measured."""
     sets = 2 if needs_teacher(spec) and not spec.is_teacher else 1
-    values = math.prod(rates.image) + 2 * math.prod(rates.state)
-    return float(PARAMETER * sets * spec.evaluation.num_images * values)
+    num, images = spec.evaluation.num_images, 0
+    if keeps_images(spec.evaluation.metrics):
+        images = min(PARAMETER * num * math.prod(rates.image), IN_MEMORY)
+    return float(sets * (images + 2 * PARAMETER * num * math.prod(rates.state)))
 
 
 def size_of(num: float) -> str:

@@ -1,7 +1,7 @@
 """From decoded images to what metrics read, block by block."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +109,11 @@ def regrouped(parts: Iterable[Tensor], size: int | None) -> Iterator[Tensor]:
         held = [rest.clone()] if len(rest) else []
     if held:
         yield torch.cat(held)
+
+
+def keeps_images(metrics: Sequence[str]) -> bool:
+    """Whether one of these metric plugins reads decoded images."""
+    return any(registry.metrics.get(name).reads_images for name in metrics)
 
 
 def sampled_features(

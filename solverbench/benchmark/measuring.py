@@ -11,7 +11,6 @@ from solverbench.benchmark.metrics.base import (
     Measured,
     NotFiniteError,
     as_pair,
-    standard_error,
 )
 from solverbench.benchmark.metrics.cmmd import cmmd
 from solverbench.benchmark.metrics.frechet import frechet_distance
@@ -24,11 +23,10 @@ from solverbench.benchmark.metrics.kernel import kernel_distance
 from solverbench.benchmark.metrics.mind import mind
 from solverbench.benchmark.metrics.neighbours import (
     JACKKNIFE,
-    NO_ERROR,
     OVER_ROWS,
     STRICT,
-    UNEQUAL,
     coverage_ceiling,
+    measured_by_row,
 )
 from solverbench.benchmark.metrics.repeats import Repeats, half_split, over_seed_blocks
 from solverbench.benchmark.sides import Choice, Side
@@ -154,22 +152,10 @@ def neighbours(x: Tensor, y: Tensor, choice: Choice) -> dict[str, Measured]:
 
 
 def _measured(name: str, found: Found, x: Tensor, y: Tensor, choice: Choice) -> Measured:
-    value, influence, method = found
     facts: dict[str, Fact] = {"k": choice.k, "convention": choice.convention}
     if name == "coverage":
         facts["ceiling"] = coverage_ceiling(len(x), len(y), choice.k)
-    unequal = () if len(x) == len(y) else (UNEQUAL,)
-    return Measured(
-        value=value,
-        se=None if influence is None else standard_error(influence),
-        se_method="" if influence is None else method,
-        num_generated=len(x),
-        num_reference=len(y),
-        dim=x.shape[1],
-        flags=unequal if influence is not None else (NO_ERROR, *unequal),
-        facts=facts,
-        influence=influence,
-    )
+    return measured_by_row(found, x, y, facts)
 
 
 def _pair(x: Side, y: Side) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark import outcome
-from solverbench.benchmark.features import ready, reference_of, sampled_features
+from solverbench.benchmark.features import keeps_images, ready, reference_of, sampled_features
 from solverbench.benchmark.importing.pairs import check_set, lesson_pairs, set_sha256
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.metrics.base import Metric
@@ -326,10 +326,9 @@ class Run:
         self, backbone: Backbone, extractor: Extractor, samples: Samples, name: str
     ) -> tuple[Features, float]:
         """Features, with images only where a metric reads them; seconds of decoding an image."""
-        batch, metrics = self.spec.evaluation.batch, self.spec.evaluation.metrics
-        reads = any(registry.metrics.get(metric).reads_images for metric in metrics)
-        scratch = self.work / f"{name}.images" if reads else None
-        return sampled_features(backbone, extractor, samples.states, batch, scratch)
+        evaluation = self.spec.evaluation
+        scratch = self.work / f"{name}.images" if keeps_images(evaluation.metrics) else None
+        return sampled_features(backbone, extractor, samples.states, evaluation.batch, scratch)
 
 
 def run(spec: RunSpec, root: str | Path = "runs") -> Result:

@@ -183,7 +183,7 @@ def test_a_dry_run_names_each_missing_file_and_how_to_get_it(
     done = run("run", name, "--dry-run", "--out", empty / "runs")
     assert done.exit_code == 3
     lacking = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("missing:")}
-    assert lacking - {"extractor"} == files | {"inception-2015-12-05-torchscript", "vgg16"}
+    assert lacking - {"extractor"} == files | {"inception-2015-12-05-compat", "vgg16"}
     for file in lacking - {"extractor"}:
         assert f"solverbench weights fetch {file}" in done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
@@ -230,9 +230,7 @@ def present(names: set[str]) -> None:
 def test_with_all_files_a_missing_package_is_one_line(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    present(
-        {"ldm-lsun-bedrooms", "inception-2015-12-05-torchscript", "fid-lsun-bedroom256", "vgg16"}
-    )
+    present({"ldm-lsun-bedrooms", "inception-2015-12-05-compat", "fid-lsun-bedroom256", "vgg16"})
     monkeypatch.setattr("solverbench.inventory.trunk_path", lambda: weights.path("vgg16"))
     monkeypatch.setattr("solverbench.commands.importlib.util.find_spec", lambda name: None)
     for words in (("--dry-run",), ("--out", empty / "runs")):

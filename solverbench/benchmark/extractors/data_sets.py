@@ -5,14 +5,17 @@ import hashlib
 import torch
 
 from solverbench import weights
-from solverbench.benchmark.extractors.inception import InceptionEDM
+from solverbench.benchmark.extractors.inception import InceptionCompat
 from solverbench.benchmark.metrics.statistics import read_statistics
 from solverbench.errors import SolverBenchError
 from solverbench.images import Moments, Reference
 
 
-class DataSetInception(InceptionEDM):
-    """``inception-edm`` with a reference: published moments, no rows."""
+class DataSetInception(InceptionCompat):
+    """``inception-v3-compat`` with a reference: published moments, no rows.
+
+    Not ``inception-edm``: a TorchScript file is a program, and a run executes no file.
+    """
 
     def reference(self) -> Reference:
         """Moments of the published file; ADM's files hold images too, which are left alone."""

@@ -263,6 +263,25 @@ def equal_sets(generated: Features, reference: Reference) -> tuple[Tensor, Tenso
     return x[:num], y[:num]
 
 
+def measured_by_row(
+    found: tuple[float, Tensor | None, str], x: Tensor, y: Tensor, facts: dict[str, Fact]
+) -> Measured:
+    """Value, influence (M,) and method of x (M, D) against y (N, D), with the error of the rows."""
+    value, influence, method = found
+    unequal = () if len(x) == len(y) else (UNEQUAL,)
+    return Measured(
+        value=value,
+        se=None if influence is None else standard_error(influence),
+        se_method="" if influence is None else method,
+        num_generated=len(x),
+        num_reference=len(y),
+        dim=x.shape[1],
+        flags=unequal if influence is not None else (NO_ERROR, *unequal),
+        facts=facts,
+        influence=influence,
+    )
+
+
 class NeighbourMetric(Metric):
     """What the four have in common.
 
@@ -285,19 +304,9 @@ class NeighbourMetric(Metric):
     def measure(self, *, generated: Features, reference: Reference) -> Measured:
         """With the error of the rows that count; no error for k + 1 rows."""
         x, y = _sets(*equal_sets(generated, reference), K, "prdc")
-        value, influence, method = self.by_row(x.cpu(), y.cpu())
         facts: dict[str, Fact] = {"k": K, "convention": "prdc"}
-        return Measured(
-            value=value,
-            se=None if influence is None else standard_error(influence),
-            se_method="" if influence is None else method,
-            num_generated=len(x),
-            num_reference=len(y),
-            dim=x.shape[1],
-            flags=(NO_ERROR,) if influence is None else (),
-            facts=facts | self.more(len(x), len(y)),
-            influence=influence,
-        )
+        facts |= self.more(len(x), len(y))
+        return measured_by_row(self.by_row(x.cpu(), y.cpu()), x, y, facts)
 
     @abstractmethod
     def by_row(self, x: Tensor, y: Tensor) -> tuple[float, Tensor | None, str]:
