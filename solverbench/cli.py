@@ -12,10 +12,12 @@ from solverbench.cli_compare import compare
 from solverbench.cli_import import import_
 from solverbench.cli_measure import evaluate, reference
 from solverbench.cli_parts import BACKBONE, FETCH, QUIET, Group, numbers, options_of, words
+from solverbench.cli_profile import profile
 from solverbench.cli_verify import verify
 from solverbench.cli_weights import weights
 from solverbench.errors import unknown_name
 
+FAST_HELP = "Run the network faster where tables cannot tell: network.channels_last. Rows say so."
 KINDS = ("solvers", "backbones", "metrics", "distances", "extractors", "schedules", "recipes")
 
 
@@ -30,7 +32,7 @@ def main() -> None:
     """Train, measure and rank few-step diffusion solvers."""
 
 
-for command in (weights, import_, compare, evaluate, reference, verify):
+for command in (weights, import_, compare, evaluate, reference, verify, profile):
     main.add_command(command)
 
 
@@ -65,6 +67,7 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.option("--num-images", type=click.IntRange(2), help="Samples to measure with.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of records [runs/RECIPE].")
 @click.option("--set", "overrides", multiple=True, help="Any key of the recipe: a.b=c.")
+@click.option("--fast", is_flag=True, help=FAST_HELP)
 @click.option("--jobs", type=click.IntRange(1), help="Processes [a core each; 1 on a GPU].")
 @click.option("--dry-run", is_flag=True, help="Say what it does, lacks and takes; stop.")
 @click.option("--json", "as_json", is_flag=True, help="Records as one JSON document.")

@@ -30,7 +30,7 @@ from solverbench.benchmark.launch import Listener, cost_of, plan, run_all, title
 from solverbench.benchmark.load import is_learnable, load_backbone, load_solver
 from solverbench.benchmark.results import Result
 from solverbench.benchmark.run import Run
-from solverbench.benchmark.spec import Named, RunSpec
+from solverbench.benchmark.spec import EXACT, FAST, Named, RunSpec
 from solverbench.benchmark.store import StoredInfluences, read_records
 from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.files import write_text
@@ -57,6 +57,7 @@ class Choice:
         seeds: of training.
         num_images: to measure with.
         overrides: ``a.b=c``.
+        fast: whether the network is run with what ``FAST`` switches on.
     """
 
     solvers: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class Choice:
     seeds: tuple[int, ...] = ()
     num_images: int | None = None
     overrides: tuple[str, ...] = ()
+    fast: bool = False
 
 
 def chosen_recipe(name: str | None, choice: Choice) -> Recipe:
@@ -96,6 +98,9 @@ def _edit(data: dict[str, Any], choice: Choice) -> None:
         data["solvers"] = [e | {"nfe": None} if isinstance(e, dict) else e for e in entries]
     if choice.seeds:
         data["seeds"] = list(choice.seeds)
+    if choice.fast:
+        own = data.get("network") or {}
+        data["network"] = own | FAST.model_dump() if isinstance(own, dict) else own
 
 
 def _name(plugin: object) -> object:
@@ -214,6 +219,7 @@ def described(recipe: Recipe) -> list[str]:
         f"{recipe.name}: {recipe.about}",
         f"backbone    {_plugin(recipe.backbone)}",
         f"teacher     {_plugin(recipe.teacher.solver)} @ {nfe}",
+        *([] if recipe.network == EXACT else [f"network     {recipe.network}"]),
         *(f"fit         {', '.join(names)}: {values}" for values, names in budgets.items()),
         f"evaluation  {', '.join(evaluation.metrics)} of {evaluation.num_images} images, seeds "
         f"{evaluation.first_seed} to {last}, batch {evaluation.batch}",

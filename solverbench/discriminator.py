@@ -295,6 +295,46 @@ def discriminator_terms(
     return {"loss_adv": adversarial, "scores_fake": above - below, "r1": r1, "r2": r2}
 
 
+def discriminator_gradient(
+    discriminator: nn.Module,
+    pair: tuple[Tensor, Tensor],
+    gamma: float,
+    loss: str = "relativistic",
+    size: int | None = None,
+) -> dict[str, Tensor]:
+    """Gradients of mean(adversarial loss + gamma / 2 (R1 + R2)), R1 on real, R2 on fake samples.
+
+    Args:
+        discriminator: its parameters get the gradients, others than these are dropped.
+        pair: real and fake samples, (B, C, H, W) each.
+        gamma: weight of the penalties.
+        loss: see ``discriminator_loss``.
+        size: pairs at once, all by default.
+
+    Returns:
+        Means of ``discriminator_terms``, () each, without gradients.
+
+    Source: GAS (arXiv 2510.17699), eq. 22; gs-gas.md sections 8.3 and 8.4.
+    """
+    discriminator.zero_grad()
+    num, found = len(pair[0]), []
+    parts = [torch.split(images, size or num) for images in pair]
+    for real, fake in zip(*parts, strict=True):
+        terms = discriminator_terms(discriminator, real, fake, loss)
+        total = (terms["loss_adv"] + gamma / 2 * (terms["r1"] + terms["r2"])).mean()
+        share = total * (len(real) / num)
+        share.backward()  # type: ignore[no-untyped-call]
+        found.append({key: value.detach() for key, value in terms.items()})
+    return {key: torch.cat([terms[key] for terms in found]).mean() for key in found[0]}
+
+
+def step_where_finite(discriminator: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """One step of the optimiser; none where a gradient is not finite."""
+    grads = [p.grad for p in discriminator.parameters() if p.grad is not None]
+    if bool(torch.stack([grad.sum() for grad in grads]).isfinite().all()):
+        optimiser.step()
+
+
 def discriminator_step(
     discriminator: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -302,27 +342,7 @@ def discriminator_step(
     gamma: float,
     loss: str = "relativistic",
 ) -> dict[str, Tensor]:
-    """One step on mean(adversarial loss + gamma / 2 (R1 + R2)), R1 on real, R2 on fake samples.
-
-    A step whose gradient is not finite changes nothing.
-
-    Args:
-        discriminator: trained in place.
-        optimiser: of its parameters.
-        pair: real and fake samples, (B, C, H, W) each.
-        gamma: weight of the penalties.
-        loss: see ``discriminator_loss``.
-
-    Returns:
-        Means of ``discriminator_terms``, () each, without gradients.
-
-    Source: GAS (arXiv 2510.17699), eq. 22; gs-gas.md sections 8.3 and 8.4.
-    """
-    terms = discriminator_terms(discriminator, *pair, loss)
-    total = (terms["loss_adv"] + gamma / 2 * (terms["r1"] + terms["r2"])).mean()
-    optimiser.zero_grad()
-    total.backward()  # type: ignore[no-untyped-call]
-    grads = [p.grad for p in discriminator.parameters() if p.grad is not None]
-    if bool(torch.stack([grad.sum() for grad in grads]).isfinite().all()):
-        optimiser.step()
-    return {key: value.detach().mean() for key, value in terms.items()}
+    """``discriminator_gradient``, then ``step_where_finite``; arguments and result as theirs."""
+    logs = discriminator_gradient(discriminator, pair, gamma, loss)
+    step_where_finite(discriminator, optimiser)
+    return logs

@@ -1,11 +1,17 @@
 """Checked safetensors: a format name, JSON facts and a checksum in the header of every file.
 
-Files are read a tensor at a time, each into memory of its own, so that opening one takes its size.
+Files are read a tensor at a time, each into memory of its own, so that opening one takes its size;
+``examine`` keeps nothing and says where the tensors lie, to be mapped when they are used.
 """
 
 import hashlib
 import json
 import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import mul
 from pathlib import Path
@@ -22,6 +28,7 @@ from solverbench.torchfile import Storage, Stored
 
 HEADER, MOST = 1 << 23, 100_000  # bytes of a header, and tensors in it, at most
 DIMENSIONS, LONGEST = 64, 1 << 40  # of a tensor
+PIECE = 1 << 20  # bytes of a file that are hashed at once
 TYPES = {
     "BF16": torch.bfloat16,
     "BOOL": torch.bool,
@@ -55,6 +62,43 @@ def write(path: Path, form: str, tensors: dict[str, Tensor], facts: dict[str, An
     return digest
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor in a file that was found undamaged; nothing of it is in memory.
+
+    Attributes:
+        path: of the file.
+        mark: device, number, bytes and time of change of the file as it was examined.
+        start: first byte.
+        shape: as usual.
+        dtype: of each number.
+    """
+
+    path: Path
+    mark: tuple[int, ...]
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def mapped(self) -> Tensor:
+        """The tensor in a memory map, which goes with the last view of it; for reading.
+
+        Raises:
+            SolverBenchError: where the file is gone, or another one since.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if _mark(file.fileno()) != self.mark:
+                    raise SolverBenchError(f"{self.path} was changed while in use; run again")
+                held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            why = error.strerror or error
+            raise SolverBenchError(f"{self.path} cannot be read any more: {why}") from error
+        count = math.prod(self.shape)
+        flat = torch.frombuffer(held, dtype=self.dtype, count=count, offset=self.start)
+        return flat.view(self.shape)
+
+
 def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what ``write`` wrote.
 
@@ -65,13 +109,51 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         SolverBenchError: for a missing, torn or foreign file, one of another version, or one whose
             checksum does not fit; one line that names the file.
     """
+    with _opened(path, form) as (_, stored, head):
+        tensors = {key: value.read() for key, value in stored.items()}
+    return tensors, _checked(path, head, tensors)
+
+
+def examine(path: Path, form: str) -> tuple[dict[str, Place], dict[str, Any]]:
+    """Check what ``write`` wrote as ``read`` does, a piece at a time.
+
+    Returns:
+        Where its tensors lie, and facts.
+
+    Raises:
+        SolverBenchError: as ``read``.
+    """
+    with _opened(path, form) as (source, stored, head):
+        mark = _mark(source.file.fileno())
+        facts = _checked(path, head, stored)
+    return {
+        key: Place(path, mark, value.storage.start, value.shape, value.storage.dtype)
+        for key, value in stored.items()
+    }, facts
+
+
+@contextmanager
+def _opened(path: Path, form: str) -> Iterator[tuple[Source, dict[str, Stored], dict[str, str]]]:
+    """A file of ours, opened once: one that is replaced meanwhile is old or new as a whole."""
     expect_file(path, f"a {form} file")
     try:
         with path.open("rb") as file:
-            tensors, head = _all(Source(file))
-    except (OSError, SolverBenchError) as error:
-        raise SolverBenchError(f"{path} cannot be read as {form}: {error}") from error
-    found = head.get("format")
+            source = Source(file)
+            try:
+                stored, head = inspect(source)
+            except SolverBenchError as error:
+                raise _unreadable(path, form, error) from error
+            _check_form(path, form, head.get("format"), head)
+            yield source, stored, head
+    except OSError as error:
+        raise _unreadable(path, form, error) from error
+
+
+def _unreadable(path: Path, form: str, error: Exception) -> SolverBenchError:
+    return SolverBenchError(f"{path} cannot be read as {form}: {error}")
+
+
+def _check_form(path: Path, form: str, found: str | None, head: dict[str, str]) -> None:
     if (
         found is None
         or not {"facts", "sha256"} <= set(head)
@@ -80,12 +162,24 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise SolverBenchError(f"{path} is no {form} file of solverbench")
     if found != form:
         raise SolverBenchError(f"{path} has layout {shown(found)}; this solverbench reads {form}")
+
+
+def _checked(
+    path: Path, head: dict[str, str], tensors: Mapping[str, Tensor | Stored]
+) -> dict[str, Any]:
+    """The facts of a file whose checksum fits."""
     if head["sha256"] != _digest(tensors, head["facts"]):
         raise SolverBenchError(f"{path} is damaged: its checksum does not fit; make it again")
     try:
-        return tensors, facts_in(head)
+        return facts_in(head)
     except SolverBenchError as error:
         raise SolverBenchError(f"{path}: {error}") from error
+
+
+def _mark(descriptor: int) -> tuple[int, ...]:
+    """What tells an open file from one that took its place."""
+    known = os.fstat(descriptor)
+    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns
 
 
 def facts_in(head: dict[str, str]) -> dict[str, Any]:
@@ -152,7 +246,6 @@ def inspect(source: Source) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def _all(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Opened once: a file that is replaced meanwhile is old or new as a whole."""
     stored, head = inspect(source)
     return {key: value.read() for key, value in stored.items()}, head
 
@@ -179,10 +272,25 @@ def _numbers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
+def _digest(tensors: Mapping[str, Tensor | Stored], text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for key in sorted(tensors):
         value = tensors[key]
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode("utf-8", "surrogatepass"))
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        dtype = value.dtype if isinstance(value, Tensor) else value.storage.dtype
+        digest.update(f"{key} {dtype} {tuple(value.shape)}".encode("utf-8", "surrogatepass"))
+        for piece in _pieces(value):
+            digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(value: Tensor | Stored) -> Iterator[memoryview]:
+    """The bytes of a tensor; of one in a file a piece at a time, each over the one before."""
+    if isinstance(value, Tensor):
+        yield value.reshape(-1).view(torch.uint8).numpy().data
+        return
+    size, storage = value.num_bytes, value.storage
+    room = memoryview(bytearray(min(size, PIECE)))
+    for done in range(0, size, PIECE):
+        piece = room[: size - done]
+        storage.source.read_into(storage.start + done, piece)
+        yield piece

@@ -14,6 +14,7 @@ PACKAGE = Path(solverbench.__file__).parent
 LEAVES = {
     f"solverbench.{name}"
     for name in (
+        "byte_sizes",
         "discriminator",
         "discriminator_layers",
         "errors",
@@ -23,6 +24,7 @@ LEAVES = {
         "registry",
         "schedule",
         "sources",
+        "stages",
         "stored_schedules",
         "tensorfile",
         "torchfile",
@@ -46,6 +48,7 @@ SHELL = {
     "cli_parts",
     "cli_compare",
     "cli_measure",
+    "cli_profile",
     "cli_verify",
     "cli_weights",
     "converting",
@@ -53,7 +56,9 @@ SHELL = {
     "inventory",
     "making",
     "pictures",
+    "profiling",
     "progress",
+    "traces",
     "verifying",
     "commands",
 }  # commands and their parts

@@ -27,6 +27,10 @@ class Condition:
         """Some of the rows."""
         return Condition(self.labels[rows])
 
+    def joined(self, other: "Condition") -> "Condition":
+        """The rows of both, these first."""
+        return Condition(torch.cat([self.labels, other.labels]))
+
     def to(self, device: torch.device) -> "Condition":
         """The same on another device."""
         return Condition(self.labels.to(device))

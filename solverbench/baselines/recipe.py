@@ -9,7 +9,16 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic import model_validator as check
 
-from solverbench.benchmark.spec import EvaluationSpec, FitSpec, Model, Named, RunSpec, TeacherSpec
+from solverbench.benchmark.spec import (
+    EXACT,
+    EvaluationSpec,
+    FitSpec,
+    Model,
+    Named,
+    NetworkSpec,
+    RunSpec,
+    TeacherSpec,
+)
 from solverbench.errors import SolverBenchError, unknown_name
 
 ABOVE = re.compile(r"student ?\+ ?([1-9]\d?)")  # NFE of a teacher above its student
@@ -66,6 +75,7 @@ class Recipe(Model):
             teacher of its own, one call above.
         teacher_above: calls of the teacher above the student's, where it is told so.
         evaluation: shared by all cells.
+        network: how it is run, in all cells and for the teacher; exact by default.
         grid: seeds shown in the image grid.
     """
 
@@ -79,6 +89,7 @@ class Recipe(Model):
     teacher: TeacherSpec
     teacher_above: PositiveInt | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
+    network: NetworkSpec = EXACT
     grid: PositiveInt = 8
 
     @check(mode="before")
@@ -148,6 +159,7 @@ def cells(recipe: Recipe, learnable: Callable[[str], bool]) -> list[RunSpec]:
             and has one of its own.
     """
     shared: dict[str, Any] = {"backbone": recipe.backbone, "evaluation": recipe.evaluation}
+    shared |= {"network": recipe.network}
     found = [
         RunSpec(
             solver=Named(name=e.name, options=e.options),

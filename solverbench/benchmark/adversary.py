@@ -197,7 +197,7 @@ class _Studio:
     def real(self) -> Tensor:
         """The teacher's final states."""
         seeds = range(FIRST_REAL, FIRST_REAL + self.recipe.num_real)
-        return self._sampled("teacher", self.teacher, seeds).states
+        return self._sampled("teacher", self.teacher, seeds).states[:]
 
     def fakes(self) -> dict[str, Tensor]:
         """Final states by solver, NFE and, for GS, iterations of training."""
@@ -223,7 +223,7 @@ class _Studio:
         """States of seeds that no other set has."""
         seeds = range(self.next, self.next + num)
         self.next += num
-        return self._sampled(key, tableau, seeds).states
+        return self._sampled(key, tableau, seeds).states[:]
 
     def _sampled(self, key: str, tableau: Tableau, seeds: Sequence[int]) -> Samples:
         told = self._told(key)

@@ -1,6 +1,5 @@
 """Differentiable distances of samples, for training learnable solvers."""
 
-from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -20,36 +19,65 @@ class Decoder(Protocol):
         ...
 
 
-class Distance(ABC):
+class Distance:
     """Compares solver states with the teacher's; not negative, 0 for equal states.
+
+    A subclass writes ``between``; also ``embed``, where it compares something else than states, so
+    that the teacher's half can be kept; or ``__call__`` alone, and nothing of it is kept.
 
     Args:
         backbone: decodes states where images are compared.
         extractor: gives the network for perceptual distances; None where there is none.
+
+    Raises:
+        TypeError: where a subclass writes neither ``between`` nor ``__call__``.
     """
 
     def __init__(self, backbone: Decoder, extractor: Extractor | None = None) -> None:
         self.backbone, self.extractor = backbone, extractor
+        kind = type(self)
+        if kind.between is Distance.between and kind.__call__ is Distance.__call__:
+            raise TypeError(f"distance {kind.__name__} needs a method 'between' or '__call__'")
 
-    @abstractmethod
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Distances (B,) of states (B, C, H, W); gradients flow into ``student`` only."""
+        return self.between(student, self.embed(target))
+
+    def embed(self, target: Tensor) -> tuple[Tensor, ...]:
+        """What is compared of the teacher's states (B, C, H, W): (B, ...) each, without graph.
+
+        A row says nothing of the other rows; the states themselves unless overridden.
+        """
+        return (target.detach(),)
+
+    def between(self, student: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
+        """Distances (B,) of states (B, C, H, W) to what ``embed`` gave of the teacher's."""
+        (target,) = embedded
+        return self(student, target)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether ``embed`` is work that is worth keeping, and all that is read of the teacher."""
+        kind = type(self)
+        return kind.embed is not Distance.embed and kind.__call__ is Distance.__call__
 
 
 class L1(Distance):
     """Mean absolute difference of states."""
 
-    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+    def between(self, student: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
         """Mean over C, H, W."""
-        return (student - target.detach()).abs().flatten(1).mean(dim=1)
+        (target,) = embedded
+        return (student - target).abs().flatten(1).mean(dim=1)
 
 
 class L2(Distance):
     """Mean squared difference of states."""
 
-    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+    def between(self, student: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
         """Mean over C, H, W."""
-        return (student - target.detach()).square().flatten(1).mean(dim=1)
+        (target,) = embedded
+        return (student - target).square().flatten(1).mean(dim=1)
 
 
 class Feature(Distance):
@@ -75,19 +103,22 @@ class Feature(Distance):
             )
         self.stages = stages
 
-    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+    @torch.no_grad()
+    def embed(self, target: Tensor) -> tuple[Tensor, ...]:
+        """Activations (B, C_i, H_i, W_i) of each stage, float32."""
+        return tuple(self.activations(target))
+
+    def between(self, student: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
         """Sum over stages and channels, mean over pixels; float32 inside, dtype of ``student``."""
-        if isinstance(self.stages, nn.Module):
-            self.stages.to(student.device)
-        with torch.no_grad():
-            theirs = self.activations(target)
         total = student.new_zeros(len(student))
-        for a, b in zip(self.activations(student), theirs, strict=True):
+        for a, b in zip(self.activations(student), embedded, strict=True):
             total = total + (a - b).square().sum(dim=1).mean(dim=(1, 2))
         return total
 
     def activations(self, states: Tensor) -> list[Tensor]:
         """Activations (B, C_i, H_i, W_i) of each stage at unit length over channels."""
+        if isinstance(self.stages, nn.Module):
+            self.stages.to(states.device)
         images = self.backbone.decode(states).float()
         return [
             a * (a.square().sum(dim=1, keepdim=True) + FLOOR).rsqrt() for a in self.stages(images)

@@ -12,6 +12,7 @@ from solverbench import registry, weights
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark.load import check_options
 from solverbench.benchmark.meter import stopwatch
+from solverbench.benchmark.rows import Rows
 from solverbench.errors import MissingWeightsError, SolverBenchError
 from solverbench.images import Extractor, Features, Reference, moments, quantise_adm, quantise_edm
 from solverbench.transfer import check_space
@@ -119,7 +120,7 @@ def keeps_images(metrics: Sequence[str]) -> bool:
 def sampled_features(
     backbone: Backbone,
     extractor: Extractor,
-    states: Tensor,
+    states: Rows,
     batch: int,
     scratch: Path | None,
 ) -> tuple[Features, float]:
@@ -143,7 +144,8 @@ def sampled_features(
 
     def parts() -> Iterator[Tensor]:
         done = 0
-        for part in torch.split(states, batch):
+        for start in range(0, len(states), batch):
+            part = states[start : start + batch]
             with torch.no_grad(), stopwatch(backbone.device, seconds):
                 decoded = backbone.decode(part.to(backbone.device)).cpu()
             images = decoded.float()
@@ -155,7 +157,7 @@ def sampled_features(
             yield quantised(images, backbone.quantisation)
 
     rows = extracted(extractor, parts())
-    sizes = [len(part) for part in torch.split(states, batch)]
+    sizes = [min(batch, len(states) - start) for start in range(0, len(states), batch)]
     each = sorted(s / n for s, n in zip(seconds, sizes, strict=True))
     images = kept[0] if kept else None
     features = Features(embedding=rows["embedding"], texture=rows["texture"], images=images)

@@ -13,7 +13,9 @@ import torch
 from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark import outcome
+from solverbench.benchmark.acceleration import accelerated
 from solverbench.benchmark.features import keeps_images, ready, reference_of, sampled_features
+from solverbench.benchmark.fit_memory import settled
 from solverbench.benchmark.importing.pairs import check_set, lesson_pairs, set_sha256
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.metrics.base import Metric
@@ -27,7 +29,7 @@ from solverbench.benchmark.scheduling import (
     solver_of,
     times_of,
 )
-from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, Named, RunSpec, digest
+from solverbench.benchmark.spec import FIRST_EVALUATION_SEED, Named, NetworkSpec, RunSpec, digest
 from solverbench.benchmark.store import (
     check_writable,
     influence_path,
@@ -41,7 +43,6 @@ from solverbench.files import sha256_of, write_bytes
 from solverbench.images import Extractor, Features, Reference
 from solverbench.published_discriminator import sha256_here
 from solverbench.solvers.base import LearnableSolver, Solver
-from solverbench.solvers.fitting import TrainingRule
 from solverbench.solvers.tableau import Tableau, check_match
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -171,7 +172,7 @@ class Run:
 
     def _load(self) -> tuple[Backbone, Solver]:
         spec = self.spec
-        backbone = loaded(spec.backbone.model_dump_json())
+        backbone = loaded(spec.backbone.model_dump_json(), spec.network)
         torch.manual_seed(spec.seed)
         solver = solver_of(spec, backbone)
         if isinstance(solver, LearnableSolver) != (spec.fit is not None):
@@ -250,9 +251,10 @@ class Run:
             tableau.save(self.tableau_path)
             return tableau, cost
         untrained = solver.tableau().A.tolist()
-        fit = Fit(solver, self._lesson(backbone))
+        lesson = self._lesson(backbone)
+        fit = Fit(solver, lesson, settled(solver, lesson, self.work))
         tableau = fit.run(self.work, self._stage("fit"))
-        kept |= {"untrained": untrained, "trained": self._training(solver, fit.rule)}
+        kept |= {"untrained": untrained, "trained": self._training(solver, fit)}
         tableau = replace(tableau, meta=tableau.meta | kept)
         tableau.save(self.tableau_path)
         curves = (self.work / "fit.jsonl").read_bytes()
@@ -279,7 +281,7 @@ class Run:
         )
         return Lesson(fit, self.spec.seed, backbone, distance, train, validation)
 
-    def _training(self, solver: LearnableSolver, rule: TrainingRule) -> dict[str, Any]:
+    def _training(self, solver: LearnableSolver, fit: Fit) -> dict[str, Any]:
         """What a reader of the table's file must know: budget, seed, backbone, numbers learned."""
         assert self.spec.fit is not None
         pairs = set_sha256(self.spec.fit.pairs)
@@ -290,7 +292,8 @@ class Run:
                 "backbone": self.spec.backbone.model_dump(mode="json"),
                 "parameters": {key: p.tolist() for key, p in solver.named_parameters()},
             }
-            | rule.facts()
+            | fit.rule.facts()
+            | fit.settings()
             | ({"pairs_sha256": pairs} if pairs else {})
         )
 
@@ -386,7 +389,7 @@ def extractor_of(backbone: Backbone) -> Extractor:
 
 
 @lru_cache(maxsize=1)  # the cells of a plan share a backbone, and a large one takes seconds
-def loaded(named: str) -> Backbone:
+def loaded(named: str, network: NetworkSpec) -> Backbone:
     """The backbone that a ``Named`` in JSON stands for; ``cache_clear`` lets go of its memory."""
     backbone = Named.model_validate_json(named)
-    return load_backbone(backbone.name, **backbone.options)
+    return accelerated(load_backbone(backbone.name, **backbone.options), network)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from solverbench import tensorfile
 from solverbench.backbones.base import Backbone, Condition
 from solverbench.benchmark.meter import peak_memory, stopwatch
+from solverbench.benchmark.rows import Rows, SeededRows, StoredRows, stays
 from solverbench.benchmark.spec import digest
 from solverbench.errors import SolverBenchError
 from solverbench.solvers.tableau import Tableau, sample
+from solverbench.tensorfile import Place
 
 FORMAT = "solverbench-samples-1"
 BLOCK = 5  # batches a file
@@ -25,9 +28,12 @@ Progress = Callable[[int, int], None]  # done, total
 class Samples:
     """Final states of some seeds, with what they cost.
 
+    Sets beyond ``rows.IN_MEMORY`` are read when asked for: index ``noise`` and ``states`` by slices
+    or row numbers, which gives tensors.
+
     Attributes:
         seeds: in order.
-        noise: unit-variance noise they started from, (M, C, H, W).
+        noise: unit-variance noise they started from, (M, C, H, W), on the host.
         states: (M, C, H, W), float32, on the host.
         condition: of the network, or None.
         seconds_per_image: median over batches.
@@ -37,8 +43,8 @@ class Samples:
     """
 
     seeds: Sequence[int]
-    noise: Tensor
-    states: Tensor
+    noise: Rows
+    states: Rows
     condition: Condition | None
     seconds_per_image: float
     nfe: int
@@ -71,7 +77,8 @@ def sample_seeds(
         SolverBenchError: where a block on disk is damaged, or noise differs from when it was made.
     """
     key = f"{_identity(tableau)}-{backbone.weights_sha256[:12]}-{batch}"
-    size, parts = batch * BLOCK, []
+    size, places, facts, kept = batch * BLOCK, list[Place](), list[Facts](), list[Tensor]()
+    small = stays(len(seeds), backbone.state_shape)
     for start in range(0, len(seeds), size):
         block = seeds[start : start + size]
         path = folder / f"{block[0]:08d}.safetensors"
@@ -80,26 +87,32 @@ def sample_seeds(
         if not path.exists():
             report = _shifted(progress, start, len(seeds))
             _make(path, backbone, tableau, (noise, block), batch, expected, report)
-        parts.append((noise.cpu(), *_read(path, expected)))
+        place, known = _examine(path, expected)
+        places.append(place)
+        facts.append(known)
+        kept += [noise.cpu()] if small else []
         progress(start + len(block), len(seeds))
-    return _joined(backbone, seeds, parts)
+    states = StoredRows([(place, range(place.shape[0])) for place in places])
+    rows = (torch.cat(kept), states[:]) if small else (SeededRows(backbone, seeds), states)
+    return _joined(backbone, seeds, rows, facts)
 
 
-Part = tuple[Tensor, dict[str, Tensor], dict[str, object]]
+Facts = dict[str, Any]
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Callable[[int], None]:
     return lambda done: progress(start + done, total)
 
 
-def _read(path: Path, expected: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, object]]:
-    tensors, facts = tensorfile.read(path, FORMAT)
+def _examine(path: Path, expected: dict[str, str]) -> tuple[Place, Facts]:
+    """Where the states of a block lie, its checksum verified, and its facts."""
+    places, facts = tensorfile.examine(path, FORMAT)
     for name, value in expected.items():
         if facts.get(name) != value:
             raise SolverBenchError(
                 f"{path} was made from another {name}; remove {path.parent} and run again"
             )
-    return tensors, facts
+    return places["states"], facts
 
 
 def _make(
@@ -135,22 +148,24 @@ def _make(
         "rows": count.rows,
         "peak_bytes": peak.bytes,
     }
-    tensorfile.write(path, FORMAT, {"states": torch.cat(states)}, facts | cost)
+    if not path.exists():  # else another process was faster, and may be reading it
+        tensorfile.write(path, FORMAT, {"states": torch.cat(states)}, facts | cost)
 
 
-def _joined(backbone: Backbone, seeds: Sequence[int], parts: list[Part]) -> Samples:
-    facts = [part[2] for part in parts]
-    times = [t for f in facts for t in f["seconds_per_image"]]  # type: ignore[attr-defined]
-    total = {k: sum(int(f[k]) for f in facts) for k in ("calls", "rows")}  # type: ignore[call-overload]
+def _joined(
+    backbone: Backbone, seeds: Sequence[int], rows: tuple[Rows, Rows], facts: list[Facts]
+) -> Samples:
+    """Noise and states with what all blocks cost."""
+    total = {k: sum(int(f[k]) for f in facts) for k in ("calls", "rows")}
     return Samples(
         seeds=seeds,
-        noise=torch.cat([part[0] for part in parts]),
-        states=torch.cat([part[1]["states"] for part in parts]),
+        noise=rows[0],
+        states=rows[1],
         condition=backbone.condition(seeds),
-        seconds_per_image=statistics.median(times),
+        seconds_per_image=statistics.median(t for f in facts for t in f["seconds_per_image"]),
         nfe=round(total["calls"] / len(seeds)),
         network_rows=total["rows"] / len(seeds),
-        peak_bytes=max(int(f["peak_bytes"]) for f in facts),  # type: ignore[call-overload]
+        peak_bytes=max(int(f["peak_bytes"]) for f in facts),
     )
 
 

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -17,12 +18,22 @@ from pydantic import (
     model_validator,
 )
 
+from solverbench.byte_sizes import num_bytes
+
 Value = JsonValue
+Bytes = Annotated[int, BeforeValidator(num_bytes)]  # "2GB" becomes 2000000000
 
 BENCHMARK_VERSION = (
     1  # raised when a metric, seeds or protocol change; versions never share a table
 )
 NUM_SEEDS = 2**32  # generators read 32 bits of a seed
+LATER = (  # fields of a fit that older records do not know
+    "micro_batch",
+    "max_memory",
+    "pairs",
+    "target_cache",
+    "target_cache_dtype",
+)
 FIRST_EVALUATION_SEED = 50_000  # teacher sets use smaller seeds, evaluation these and larger ones
 
 
@@ -56,9 +67,18 @@ class FitSpec(Model):
         clip: global gradient norm.
         select: which weights a fit ends with: the ``last`` or those with the ``best`` validation;
             None leaves it to the method.
-        memory: ``store`` keeps the activations of every call, ``recompute`` of one at a time.
+        memory: ``store`` keeps the activations of every call, ``recompute`` of one at a time, a
+            number those of so many calls.
+        micro_batch: pairs that go through the network at once; None takes the whole batch.
+        max_memory: bytes, or text such as ``6GB``: a probe chooses ``memory`` and
+            ``micro_batch``, the quickest that fit; None leaves both as they are.
         pairs: folder of an imported teacher set: training takes its first rows, validation its
-            last; None makes the pairs from their seeds. It counts in the hash only where named.
+            last; None makes the pairs from their seeds.
+        target_cache: bytes, or text such as ``2GB``, beside the network for what a perceptual
+            distance reads of the teacher; None computes that at every step.
+        target_cache_dtype: how it is kept; ``bfloat16`` rounds it to 8 bits and takes half.
+
+    Fields in ``LATER`` count in the hash only where they differ from their defaults.
 
     Source: gs-gas recipe of arXiv 2510.17699, appendix D; EMA warm-up as in the authors' code.
     """
@@ -75,13 +95,18 @@ class FitSpec(Model):
     ema_warmup: bool = True
     clip: PositiveFloat = 1.0
     select: Literal["last", "best"] | None = None
-    memory: Literal["store", "recompute"] = "store"
+    memory: Literal["store", "recompute"] | PositiveInt = "store"
+    micro_batch: PositiveInt | None = None
+    max_memory: Bytes | None = None
     pairs: str | None = None
+    target_cache: Bytes | None = None
+    target_cache_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Value]:
         data: dict[str, Value] = handler(self)
-        return {key: value for key, value in data.items() if (key, value) != ("pairs", None)}
+        fields = FitSpec.model_fields
+        return {k: v for k, v in data.items() if k not in LATER or v != fields[k].default}
 
     @model_validator(mode="after")
     def _check(self) -> "FitSpec":
@@ -92,7 +117,43 @@ class FitSpec(Model):
             )
         if self.batch > self.train_size:
             raise ValueError(f"batch {self.batch} is larger than train_size {self.train_size}")
+        if self.target_cache is None and self.target_cache_dtype != "float32":
+            raise ValueError("target_cache_dtype is of no use without target_cache, say 2GB")
         return self
+
+
+class NetworkSpec(Model):
+    """How the network is run; the default is exact and reproduces the paper.
+
+    Attributes:
+        channels_last: memory format of its weights; rounding alone differs.
+        cudnn_benchmark: cuDNN tries its algorithms and keeps the quickest; rounding alone differs.
+        tf32: ten bits in products of convolutions and matrices, where the GPU can.
+        autocast: type that its layers compute in; state and times keep theirs.
+        compile: by ``torch.compile``, in blocks where it repeats some.
+
+    Only what is switched on counts in the hash.
+    """
+
+    channels_last: bool = False
+    cudnn_benchmark: bool = False
+    tf32: bool = False
+    autocast: Literal["bfloat16"] | None = None
+    compile: bool = False
+
+    @model_serializer(mode="wrap")
+    def _switched_on(self, handler: SerializerFunctionWrapHandler) -> dict[str, Value]:
+        data: dict[str, Value] = handler(self)
+        return {key: value for key, value in data.items() if value}
+
+    def __str__(self) -> str:
+        """What is switched on, for people."""
+        on = self.model_dump().items()
+        return ", ".join(key if value is True else f"{key} {value}" for key, value in on) or "exact"
+
+
+EXACT = NetworkSpec()
+FAST = NetworkSpec(channels_last=True)  # --fast; its effect on the tables: docs/performance.md
 
 
 class TeacherSpec(Model):
@@ -135,6 +196,7 @@ class RunSpec(Model):
         teacher: the reference run.
         evaluation: how it is measured.
         fit: training budget; None for a solver that learns nothing.
+        network: how it is run, that of the teacher too; counts in the hash unless it is exact.
         seed: of training (initialisation, batches); evaluation seeds are in ``evaluation``.
         version: of the benchmark protocol.
     """
@@ -146,8 +208,14 @@ class RunSpec(Model):
     teacher: TeacherSpec
     evaluation: EvaluationSpec
     fit: FitSpec | None = None
+    network: NetworkSpec = EXACT
     seed: int = Field(default=0, ge=0)
     version: int = BENCHMARK_VERSION
+
+    @model_serializer(mode="wrap")
+    def _without_exact(self, handler: SerializerFunctionWrapHandler) -> dict[str, Value]:
+        data: dict[str, Value] = handler(self)
+        return {key: value for key, value in data.items() if (key, value) != ("network", {})}
 
     def key(self) -> str:
         """Short hash of the canonical JSON: file name and cache key."""

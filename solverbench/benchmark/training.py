@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from solverbench import tensorfile
 from solverbench.backbones.base import Backbone
+from solverbench.benchmark.ema import Ema
 from solverbench.benchmark.meter import peak_memory
 from solverbench.benchmark.sampling import Progress, Samples
 from solverbench.benchmark.spec import FitSpec, digest
+from solverbench.benchmark.target_cache import TargetCache
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
 from solverbench.solvers.base import LearnableSolver
-from solverbench.solvers.fitting import Batch, FitTask, TrainingRule
+from solverbench.solvers.fitting import Batch, FitTask, Holding, Portions, TrainingRule
 from solverbench.solvers.tableau import Tableau, sample
 
 FORMAT = "solverbench-fit-1"
@@ -34,49 +36,6 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 class FitDivergedError(SolverBenchError):
     """Training gave no finite gradient for many steps in a row, or a worse solver."""
-
-
-class Ema:
-    """Weight average whose decay warms up.
-
-    After update n the decay is min(decay, (1 + n) / (10 + n)): for runs of up to some thousand
-    updates the warm-up is the smaller one, so that the last n / 9 iterates are averaged.
-
-    Args:
-        parameters: by name; read at every update.
-        decay: largest decay.
-        warmup: without it the decay is constant.
-
-    Source: gs-gas.md section 9 (torch_ema as the authors' code uses it).
-    """
-
-    def __init__(self, parameters: dict[str, Tensor], decay: float, warmup: bool = True) -> None:
-        self.parameters, self.decay, self.warmup = parameters, decay, warmup
-        self.shadow = {key: p.detach().clone() for key, p in parameters.items()}
-        self.num_updates = 0
-
-    def update(self) -> None:
-        """Move the average towards the parameters."""
-        self.num_updates += 1
-        n = self.num_updates
-        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
-        for key, parameter in self.parameters.items():
-            self.shadow[key] -= (1 - decay) * (self.shadow[key] - parameter.detach())
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Let the parameters be the average inside the block."""
-        kept = {key: p.detach().clone() for key, p in self.parameters.items()}
-        self.put(self.shadow)
-        try:
-            yield
-        finally:
-            self.put(kept)
-
-    def put(self, values: dict[str, Tensor]) -> None:
-        """Set the parameters, by name."""
-        for key, parameter in self.parameters.items():
-            parameter.data.copy_(values[key])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +112,10 @@ class Fit:
     Args:
         solver: trained in place; holds the weights to keep after ``run``.
         lesson: what to learn, from whom, how.
+        holding: how much of a step is held at once; as the lesson's spec says by default.
 
     Attributes:
+        portions: how many pairs are worked on at once, now.
         seconds: in training steps and what a rule does after a round, without validation and
             checkpoints.
         peak_bytes: above what was there before.
@@ -162,11 +123,17 @@ class Fit:
         round_length: iterations in a pass over the training set; what is left of it is dropped.
     """
 
-    def __init__(self, solver: LearnableSolver, lesson: Lesson) -> None:
+    def __init__(
+        self, solver: LearnableSolver, lesson: Lesson, holding: Holding | None = None
+    ) -> None:
         self.solver, self.lesson, self.spec = solver, lesson, lesson.spec
         self.rng = torch.Generator().manual_seed(lesson.seed)
         task = fit_task(self.spec, lesson.backbone, lesson.distance, self._sample, self.rng)
-        task = replace(task, draw=self._draw)
+        self.holding = holding or Holding(self.spec.memory, self.spec.micro_batch)
+        self.portions = Portions(self.holding.micro_batch)
+        task = replace(task, draw=self._draw, portions=self.portions, cached=self._cached())
+        if self.holding.memory == "recompute":
+            task = replace(task, beside=self._beside)
         self.rule: TrainingRule = solver.rule(task)
         parameters = dict(solver.named_parameters())
         self.ema = Ema(dict(parameters), self.spec.ema_decay, self.spec.ema_warmup)
@@ -241,20 +208,20 @@ class Fit:
         """One iteration."""
         start = time.perf_counter()
         before = {key: p.detach().clone() for key, p in self.ema.parameters.items()}
-        losses = self.rule.step(self._batch(), self._scale())
+        losses = _numbers(self.rule.step(self._batch(), self._scale()))
         if "loss" not in losses:
             raise SolverBenchError(f"the training rule of {self.solver.title} reports no 'loss'")
-        if math.isfinite(float(losses["loss"])) and not self._usable():
+        if math.isfinite(losses["loss"]) and not self._usable():
             self.ema.put(before)  # one step too far: no time below 0, no coefficient without value
-            losses = losses | {"loss": torch.tensor(math.nan)}
-        if math.isfinite(float(losses["loss"])):
+            losses["loss"] = math.nan
+        if math.isfinite(losses["loss"]):
             self.ema.update()
             self.skipped = 0
         else:
             self.skipped += 1
         self.iteration += 1
         self.seconds += time.perf_counter() - start
-        self.log.append({"iteration": self.iteration} | {k: float(v) for k, v in losses.items()})
+        self.log.append({"iteration": self.iteration} | losses)
         if self.skipped >= MAX_SKIPPED:
             raise FitDivergedError(
                 f"fit diverged: no usable step in {MAX_SKIPPED} of them before iteration "
@@ -303,8 +270,8 @@ class Fit:
 
     def _validation_batches(self) -> Iterator[Batch]:
         rows = torch.arange(len(self.lesson.validation.states))
-        for part in torch.split(rows, 4 * self.spec.batch):
-            yield self._rows(self.lesson.validation, part)
+        for part in torch.split(rows, 4 * (self.portions.size or self.spec.batch)):
+            yield replace(self._rows(self.lesson.validation, part), validates=True)
 
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs."""
@@ -315,6 +282,7 @@ class Fit:
         tensors["rng"] = self.rng.get_state()
         facts: dict[str, Any] = {k: getattr(self, k) for k in self._counters()}
         facts["ema"] = self.ema.num_updates
+        facts["portions"] = [self.portions.size, self.portions.halved]
         facts["weights"] = self.lesson.backbone.weights_sha256
         tensorfile.write(path, FORMAT, tensors, facts)
 
@@ -330,6 +298,7 @@ class Fit:
                 f"{path} was made with other weights; remove {path.parent} and run again"
             )
         self.ema.num_updates = facts.pop("ema")
+        self.portions.size, self.portions.halved = facts["portions"]
         for key in self._counters():
             setattr(self, key, facts[key])
         for key, parameter in self.ema.parameters.items():
@@ -380,4 +349,37 @@ class Fit:
         return Batch(noise, target, condition, rows)
 
     def _sample(self, tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
-        return sample(self.lesson.backbone, tableau, noise, condition, self.spec.memory)
+        return sample(self.lesson.backbone, tableau, noise, condition, self.holding.memory)
+
+    def _beside(self, tableau: Tableau, batch: Batch, others: Batch) -> tuple[Tensor, Tensor]:
+        """Samples of two batches from the same passes, gradients for the first."""
+        condition = batch.condition.joined(others.condition) if batch.condition else None
+        noise, num = torch.cat([batch.noise, others.noise]), len(others)
+        backbone = self.lesson.backbone
+        states = sample(backbone, tableau, noise, condition, "recompute", beside=num)
+        return states[:-num], states[-num:].detach()
+
+    def _cached(self) -> Callable[[Tensor, Batch], Tensor] | None:
+        """The distance with the teacher's features kept, where the spec asks for it."""
+        spec = self.spec
+        if spec.target_cache is None:
+            return None
+        cache = TargetCache(self.lesson.distance, spec.target_cache, spec.target_cache_dtype)
+        return lambda states, batch: cache.distances(states, batch.target, batch.rows)
+
+    def settings(self) -> dict[str, Any]:
+        """What was held at once, where a probe chose it or memory ran out; for the record."""
+        if self.spec.max_memory is None and not self.portions.halved:
+            return {}
+        held = {"memory": self.holding.memory, "micro_batch": self.portions.size}
+        return held | {"out_of_memory": self.portions.halved}
+
+
+def _numbers(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars of a step on the host, in one transfer for each place that they lie in."""
+    found: dict[str, float] = {}
+    for device in {value.device for value in losses.values()}:
+        there = {key: value for key, value in losses.items() if value.device == device}
+        values = torch.stack([value.double().reshape(()) for value in there.values()])
+        found |= dict(zip(there, values.tolist(), strict=True))
+    return {key: found[key] for key in losses}

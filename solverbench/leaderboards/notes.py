@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from solverbench.baselines.published import Published
 from solverbench.benchmark.results import FLAGS, Provenance, Result
-from solverbench.benchmark.spec import FitSpec, Named
+from solverbench.benchmark.spec import EXACT, FitSpec, Named
 from solverbench.leaderboards.tables import Cell, Table, series
 from solverbench.leaderboards.views import find
 
@@ -66,6 +66,7 @@ def _protocol(group: Sequence[Result]) -> list[str]:
         f"{ev.first_seed + ev.num_images - 1}, batches of {ev.batch}.",
         *_measured(group),
         f"Teacher: {plugin(teacher.solver)}, {teacher.nfe} NFE; it is not ranked.",
+        *_networks(group),
         *_marks(group),
     ]
     for row in series(group):
@@ -90,6 +91,20 @@ def _measured(group: Sequence[Result]) -> list[str]:
         f"{one.image_size[0]} x {one.image_size[1]} pixels, 8 bits by the rule of "
         f"{one.quantisation.upper()}. Reference: {one.reference}."
         for one in said
+    ]
+
+
+def _networks(group: Sequence[Result]) -> list[str]:
+    """Rows whose network was not run as exactly as it can be."""
+    rows, found = series(group), dict[str, list[str]]()
+    for row in rows:
+        for how in dict.fromkeys(str(r.spec.network) for r in row.results):
+            if how != str(EXACT):
+                found.setdefault(how, []).append(row.title)
+    return [
+        f"Network run with {how}, not exactly: "
+        f"{'every row' if len(titles) == len(rows) else ', '.join(titles)}."
+        for how, titles in found.items()
     ]
 
 

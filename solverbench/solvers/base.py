@@ -227,6 +227,20 @@ class LearnableSolver(Solver, nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+def combined(weights: Tensor, states: Sequence[State]) -> State:
+    """sum_k weights[k] states[k] in one product, shape of a state.
+
+    Args:
+        weights: at least as many as there are states, (K,); the others are not used.
+        states: one at least.
+    """
+    stacked = torch.stack(list(states))
+    used = weights if len(weights) == len(stacked) else weights[: len(stacked)]
+    if stacked.dim() == 2:  # coefficient rows, in the type of the weights
+        return used @ stacked
+    return (used.to(stacked) @ stacked.flatten(1)).view_as(states[0])
+
+
 def choice(name: str, value: str, allowed: Iterable[str]) -> str:
     """The value of an option with few allowed ones; ValueError otherwise."""
     if value not in allowed:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from solverbench.registry import solvers
 from solverbench.schedule import TimeGrid
-from solverbench.solvers.base import LearnableSolver, Network, Setting, State
+from solverbench.solvers.base import LearnableSolver, Network, Setting, State, combined
 from solverbench.solvers.tableau import trace
 
 
@@ -83,14 +83,5 @@ class FreeTableau(LearnableSolver):
         values = [x / self.setting.noise_schedule.prior_std]
         rows = self.coefficients().unbind()
         for t, row in zip(grid.t_eval.unbind(), rows[:-1], strict=True):
-            values.append(network(_combined(row, values), t, t).raw)
-        return _combined(rows[-1], values)
-
-
-def _combined(row: Tensor, values: list[State]) -> State:
-    """sum_k row[k] values[k], shape of a state."""
-    first, *rest = row[: len(values)].unbind()
-    total = first * values[0]
-    for weight, value in zip(rest, values[1:], strict=True):
-        total = total + weight * value
-    return total
+            values.append(network(combined(row, values), t, t).raw)
+        return combined(rows[-1], values)

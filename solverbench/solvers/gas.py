@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,32 @@ from solverbench import tensorfile
 from solverbench.discriminator import (
     FORMAT,
     LATENT,
-    LOSSES,
     PRESETS,
     R3GANDiscriminator,
-    check_precision,
-    discriminator_step,
+    discriminator_gradient,
     generator_loss,
     of_state,
     preset,
+    step_where_finite,
 )
 from solverbench.errors import SolverBenchError
 from solverbench.files import sha256_of
-from solverbench.published_discriminator import ENDINGS, file_of, load_file, published
-from solverbench.solvers.base import LearnableSolver, Setting, choice
+from solverbench.published_discriminator import file_of, load_file
+from solverbench.solvers.base import LearnableSolver, Setting
 from solverbench.solvers.fitting import (
     Batch,
     Distillation,
     FitTask,
     TrainingRule,
-    check_rates,
     load_moments,
     moments,
 )
+from solverbench.solvers.game import FITTING, Game
 from solverbench.solvers.gs import GS
+from solverbench.solvers.tableau import Tableau
+from solverbench.stages import stage
 
 PREFIX = "discriminator."  # of its entries in a checkpoint
-FITTING = {8: "small-8", 16: "small-16", 32: "r3gan-32", 64: "r3gan-64"}  # by pixels a side
-OWN = ("auto", *PRESETS)  # drawn anew
 FOREKNOWLEDGE = (
     "pretrained discriminator: it has seen more samples of the teacher and of other solvers, "
     "which the fit cost does not count"
@@ -48,53 +47,6 @@ OUTSIDE = (
     "published discriminator: it has been trained on images of its data set, which the fit cost "
     "does not count"
 )
-
-
-@dataclass(frozen=True)
-class Game:
-    """How the two players train; see ``GAS`` for what the numbers mean."""
-
-    weight: float
-    gamma: float
-    disc_lr: float
-    loss: str
-    discriminator: str
-    pretrained: bool
-    warm_start: float
-    disc_warmup: float
-    disc_warmup_lr: float
-    disc_batch: int | None
-    joint_lr: float | None
-    disc_precision: str
-
-    def __post_init__(self) -> None:
-        choice("loss", self.loss, LOSSES)
-        check_precision(self.disc_precision)
-        if not self.has_file:
-            choice("discriminator", self.discriminator, (*OWN, *published(), "a path"))
-        names = ("weight", "gamma", "disc_lr", "disc_warmup_lr", "joint_lr")
-        check_rates({name: getattr(self, name) or 0.0 for name in names})
-        if self.disc_batch is not None and self.disc_batch < 1:
-            raise ValueError(f"disc_batch is at least 1; got {self.disc_batch}")
-        shares = self.warm_start, self.disc_warmup
-        if not (min(shares) >= 0 and sum(shares) < 1):
-            raise ValueError(
-                "warm_start and disc_warmup are shares of the budget, at least 0 each and below 1 "
-                f"together; got {shares[0]} and {shares[1]}"
-            )
-        if self.disc_precision == "stored" and not self.has_file:
-            raise ValueError("disc_precision stored is for a discriminator of a file")
-        if self.pretrained and self.discriminator != "auto":
-            raise ValueError(
-                f"discriminator is {self.discriminator!r} and pretrained true: the backbone's own "
-                "has sizes of its own; leave one of the two out"
-            )
-
-    @property
-    def has_file(self) -> bool:
-        """Whether the discriminator is a published or converted file, by path or by name."""
-        name = self.discriminator
-        return name not in OWN and (name.endswith(ENDINGS) or name in published())
 
 
 class GAS(GS):
@@ -228,7 +180,9 @@ class Adversarial(Distillation):
             return super().step(batch, rate)
         self._seat(batch)
         if self.iteration <= self.alone:
-            logs = self._judge(batch, self.game.disc_warmup_lr)
+            rivals = self._rivals(batch)
+            fake = self._fakes(self.solver.tableau().detach(), rivals)
+            logs = self._judge(rivals, fake, self.game.disc_warmup_lr)
             return {"loss": logs["dis_loss_adv"]} | logs
         return self._play(batch, rate)
 
@@ -336,31 +290,79 @@ class Adversarial(Distillation):
         load_moments(self.adam, learned, {k: v.to(batch.noise.device) for k, v in held.items()})
         self._stored = None
 
-    def _judge(self, batch: Batch, lr: float) -> dict[str, Tensor]:
-        """The discriminator's step, on the student's samples of fresh noise."""
+    def skip_ahead(self) -> None:
+        """Joint play."""
+        self.iteration = max(self.iteration, self.alone)
+
+    def _rivals(self, batch: Batch) -> Batch:
+        """The discriminator's pairs: the teacher's samples, and fresh noise for the fakes."""
         if self.game.disc_batch is not None:
             assert self.task.draw is not None
             batch = self.task.draw(self.game.disc_batch)
+        return replace(batch, noise=self.fresh_noise(batch))
+
+    def _fakes(self, tableau: Tableau, rivals: Batch) -> Tensor:
+        """The student's samples of the rivals' noise, (B, C, H, W)."""
+        portions = self.task.portions
+
+        def work() -> list[Tensor]:
+            parts = portions.of(rivals)
+            return [self.task.sample(tableau, p.noise, p.condition) for p in parts]
+
         with torch.no_grad():
-            tableau = self.solver.tableau()
-            fake = self.task.sample(tableau, self.fresh_noise(batch), batch.condition)
-        self.discriminator.requires_grad_(True)
+            return torch.cat(portions.attempt(work, len(rivals)))
+
+    def _pass(self, leaf: Tableau, batch: Batch, rivals: Batch) -> tuple[Tensor | None, Tensor]:
+        """The batch's samples where they come with the rivals', else None; the rivals' samples."""
+        if self.task.beside is not None and self.task.portions.size is None:
+            try:
+                return self.task.beside(leaf, batch, rivals)
+            except torch.OutOfMemoryError:
+                pass  # one after the other needs less
+        return None, self._fakes(leaf.detach(), rivals)
+
+    def _judge(self, rivals: Batch, fake: Tensor, lr: float) -> dict[str, Tensor]:
+        """The discriminator's step."""
+        game, portions = self.game, self.task.portions
+        pair, made = (rivals.target, fake), self.discriminator
+
+        def work() -> dict[str, Tensor]:
+            return discriminator_gradient(made, pair, game.gamma, game.loss, portions.size)
+
+        made.requires_grad_(True)
         self.adam.param_groups[0]["lr"] = lr
-        game, pair = self.game, (batch.target, fake)
-        logs = discriminator_step(self.discriminator, self.adam, pair, game.gamma, game.loss)
-        self.discriminator.requires_grad_(False)
+        with stage("discriminator"):
+            logs = portions.attempt(work, len(fake))
+            step_where_finite(made, self.adam)
+        made.requires_grad_(False)
         return {f"dis_{key}": value for key, value in logs.items()}
 
     def _play(self, batch: Batch, scale: float) -> dict[str, Tensor]:
-        """Student, discriminator's step, solver's step."""
-        sample = self.task.sample(self.solver.tableau(), batch.noise, batch.condition)
-        distance = self.task.distance(sample, batch.target)
-        logs = self._judge(batch, self.game.disc_lr)
-        with torch.no_grad():
-            real = self.discriminator(batch.target)
-        fake = self.discriminator(sample)
-        adversarial = generator_loss(real, fake, self.game.loss)
-        loss = (self.game.weight * adversarial + distance).mean()
-        named = {"distance": distance, "gen_loss_adv": adversarial, "gen_fake_gen": fake - real}
-        logs |= {key: value.detach().mean() for key, value in named.items()}
-        return self.descend(loss, scale) | logs
+        """Student and fakes, discriminator's step, solver's step."""
+        with stage("solver algebra"):
+            tableau = self.solver.tableau()
+        rivals, leaf = self._rivals(batch), tableau.leaf()
+        student, fake = self._pass(leaf, batch, rivals)
+        logs = self._judge(rivals, fake, self.game.disc_lr)
+        held = [] if student is None else [student]
+        del student
+
+        def losses_of(table: Tableau, part: Batch) -> dict[str, Tensor]:
+            sample = held.pop() if held else None  # its graph serves once
+            if sample is None or len(sample) != len(part):
+                sample = self.task.sample(table, part.noise, part.condition)
+            return self._judged(sample, part)
+
+        found = self.descend(tableau, batch, losses_of, scale, leaf)
+        return found | logs
+
+    def _judged(self, sample: Tensor, part: Batch) -> dict[str, Tensor]:
+        """What the solver minimises on a part of the batch, and its terms, (b,) each."""
+        distance = self.task.compare(sample, part)
+        with stage("discriminator"):
+            with torch.no_grad():
+                real = self.discriminator(part.target)
+            fake = self.discriminator(sample)
+            adversarial = generator_loss(real, fake, self.game.loss)
+        terms = {"distance": distance, "gen_loss_adv": adversarial, "gen_fake_gen": fake - real}
+        return {"loss": self.game.weight * adversarial + distance} | terms

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from solverbench.schedule import TimeGrid
-from solverbench.solvers.base import LearnableSolver, Network, Setting, State, choice
+from solverbench.solvers.base import LearnableSolver, Network, Setting, State, choice, combined
 from solverbench.solvers.dpmpp import phis
 
 SQUEEZE = 1e-5  # keeps every factor of the stick-breaking inside (0, 1)
@@ -116,46 +116,60 @@ class GS(StickTimes):
         return {name: torch.zeros(shape, dtype=torch.float64) for name in ("c", "a")}
 
     def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
-        """Call, remember state and prediction, step; N times."""
+        """Call, remember state and prediction, combine; N times."""
         xs: list[State] = []
         ms: list[State] = []
-        h, weights = grid.lam.diff(), self._weights(grid)
-        a, c = ([row.unbind() for row in table] for table in (self.a, self.c))
+        of_states, of_predictions = (table.unbind() for table in self._weights(grid))
         for n in range(grid.num_steps):
             m = network(x, grid.t[n], grid.t_eval[n]).x0
             xs, ms = [x, *xs][: self.kept], [m, *ms][: self.kept]  # newest first: lag i at i - 1
-            x = weights["x"][n] * xs[0] - weights["m"][n] * ms[0]
-            if len(ms) > 1:
-                r0 = h[n - 1] / h[n]
-                D10 = (ms[0] - ms[1]) / r0
-            if len(ms) == 2:
-                x = x - weights["D10"][n] * D10
-            if len(ms) > 2:
-                r1 = h[n - 2] / h[n]
-                D11 = (ms[1] - ms[2]) / r1
-                D1 = D10 + r0 / (r0 + r1) * (D10 - D11)
-                D2 = (D10 - D11) / (r0 + r1)
-                x = x + weights["D1"][n] * D1 - weights["D2"][n] * D2
-            for i in range(3, len(ms)):
-                x = x + c[i][n] * ms[i]
-            for i in range(1, len(xs)):
-                x = x + a[i][n] * xs[i]
+            weights = torch.cat([of_states[n][: len(xs)], of_predictions[n][: len(ms)]])
+            x = combined(weights, [*xs, *ms])
         return x
 
-    def _weights(self, grid: TimeGrid) -> dict[str, Sequence[Tensor]]:
-        """Theory plus correction, a number a step."""
-        alpha, sigma = grid.alpha[1:], grid.sigma
-        f1, f2, f3 = phis(grid.lam.diff())
-        table = {
-            "x": sigma[1:] / sigma[:-1] + self.a[0],
-            "m": alpha * f1 + self.c[0],
-        }
-        if self.kept > 1:
-            table["D10"] = alpha * f1 / 2 + self.c[1]
-            table["D1"] = alpha * f2 + self.c[1]
-        if self.kept > 2:
-            table["D2"] = alpha * f3 + self.c[2]
-        return {key: value.unbind() for key, value in table.items()}
+    def _weights(self, grid: TimeGrid) -> tuple[Tensor, Tensor]:
+        """Of the states and of the predictions kept: lag i of step n in [n, i - 1]; (N, K) each.
+
+        Theory plus correction; where there is no such past, numbers without meaning.
+        """
+        ratio = grid.sigma[1:] / grid.sigma[:-1]
+        states = torch.cat([ratio[:, None], ratio.new_zeros(len(ratio), self.kept - 1)], dim=1)
+        return states + self.a.T, self._of_predictions(grid)
+
+    def _of_predictions(self, grid: TimeGrid) -> Tensor:
+        """Weights of the data predictions, (N, K): differences of the newest three, then others."""
+        alpha, h, c = grid.alpha[1:], grid.lam.diff(), self.c
+        f1, f2, f3 = phis(h)
+        m, D10, D11 = _differences(h)
+        newest = -(alpha * f1 + c[0])[:, None] * m
+        if self.kept == 1:
+            return newest[:, :1]
+        second = newest - (alpha * f1 / 2 + c[1])[:, None] * D10
+        if self.kept == 2:
+            return torch.cat([newest[:1], second[1:]])[:, :2]
+        r0, r1 = (r[:, None] for r in _ratios(h))
+        D2 = (D10 - D11) / (r0 + r1)
+        D1 = D10 + r0 * D2
+        third = newest + (alpha * f2 + c[1])[:, None] * D1 - (alpha * f3 + c[2])[:, None] * D2
+        theory = torch.cat([newest[:1], second[1:2], third[2:]])
+        return torch.cat([theory, c[3:].T], dim=1)
+
+
+def _ratios(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps before over this one: of lag 1 and of lag 2, (N,) each; 1 where there was none."""
+    ones = torch.ones_like(h)
+    r0, r1 = (torch.cat([ones[:lag], h[:-lag] / h[lag:]]) for lag in (1, 2))
+    return r0[: len(h)], r1[: len(h)]
+
+
+def _differences(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The newest prediction and the differences D10 and D11 as weights of three, (N, 3) each."""
+    r0, r1 = _ratios(h)
+    none = torch.zeros_like(h)
+    m = torch.stack([none + 1, none, none], dim=1)
+    D10 = torch.stack([1 / r0, -1 / r0, none], dim=1)
+    D11 = torch.stack([none, 1 / r1, -1 / r1], dim=1)
+    return m, D10, D11
 
 
 def stick_nodes(theta: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from solverbench.schedule import TimeGrid
-from solverbench.solvers.base import Network, Setting, State
+from solverbench.solvers.base import Network, Setting, State, combined
 from solverbench.solvers.dpmpp import DPMpp3M
 from solverbench.solvers.gs import StickTimes
 
@@ -80,7 +80,7 @@ class S4SLMSGas(_Multipliers):
     ) -> State:
         """Weighted predictions on top of the scaled state."""
         ratio, C = scales
-        return ratio * xs[0] + C * _weighted(self.c, n, ms)
+        return ratio * xs[0] + C * combined(self.c[:, n], ms)
 
 
 class _WithStates(_Multipliers):
@@ -118,7 +118,7 @@ class GSNoTheory(_WithStates):
     ) -> State:
         """Weighted predictions and states on top of the scaled state."""
         ratio, C = scales
-        return ratio * xs[0] + C * _weighted(self.c, n, ms) + _weighted(self.a, n, xs)
+        return ratio * xs[0] + C * combined(self.c[:, n], ms) + combined(self.a[:, n], xs)
 
 
 class S4SPCGas(_WithStates):
@@ -148,22 +148,13 @@ class S4SPCGas(_WithStates):
     ) -> State:
         """Multistep, then a corrector that scales once more."""
         ratio, C = scales
-        y = ratio * xs[0] + C * _weighted(self.c, n, ms)
-        return ratio * y + C * _weighted(self.a, n, ms)
+        y = ratio * xs[0] + C * combined(self.c[:, n], ms)
+        return ratio * y + C * combined(self.a[:, n], ms)
 
 
 def _c_scale(grid: TimeGrid) -> Tensor:
     """C = -alpha' phi_1, a number a step, (N,)."""
     return -grid.alpha[1:] * torch.expm1(-grid.lam.diff())
-
-
-def _weighted(table: Tensor, n: int, history: Sequence[State]) -> State:
-    """sum_i table[i, n] history[i], shape of a state."""
-    first, *rest = table[: len(history), n].unbind()
-    total = first * history[0]
-    for weight, value in zip(rest, history[1:], strict=True):
-        total = total + weight * value
-    return total
 
 
 @torch.no_grad()

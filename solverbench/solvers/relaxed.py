@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -130,18 +130,17 @@ class Relaxed(TrainingRule):
             parameter.grad = None
         start, before = self._begin("train", batch, self.solver.tableau())
         loss = before.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
         norms = {g.name: self._clip(g) for g in groups}
         logs = {f"grad_norm_{name}": norm for name, norm in norms.items()}
         if not all(bool(torch.isfinite(norm)) for norm in norms.values()):
-            return {"loss": torch.full_like(loss.detach(), torch.nan), **logs}
+            return {"loss": torch.full_like(loss, torch.nan), **logs}
         for group in groups:
             group.optimiser.param_groups[0]["lr"] = scale * self.rates[group.name]
             group.optimiser.step()
         if start is not None:
-            moved = self._move("train", batch, start, before.detach())
+            moved = self._move("train", batch, start, before)
             logs["moved"] = moved.to(loss.dtype).mean()
-        return {"loss": loss.detach(), **logs}
+        return {"loss": loss, **logs}
 
     def validation_noise(self, batch: Batch) -> Tensor:
         """The noise of validation pairs, where it has moved to."""
@@ -209,15 +208,22 @@ class Relaxed(TrainingRule):
         return nn.utils.clip_grad_norm_(group.parameters.values(), self.task.clip).detach()
 
     def _begin(self, name: str, batch: Batch, tableau: Tableau) -> tuple[Tensor | None, Tensor]:
-        """Offsets (B, C, H, W) that collect a gradient, None if nothing moves; losses (B,)."""
-        if not self.radius:
-            return None, self._losses(tableau, batch, batch.noise)
-        offsets = self.sets[name].of(batch).requires_grad_()
-        return offsets, self._losses(tableau, batch, batch.noise + offsets)
+        """Offsets (B, C, H, W) with their gradient, None if nothing moves; losses (B,).
 
-    def _losses(self, tableau: Tableau, batch: Batch, noise: Tensor) -> Tensor:
-        """The distance of each pair, (B,)."""
-        return self.task.distance(self.task.sample(tableau, noise, batch.condition), batch.target)
+        Where the table has a graph, the parameters get their gradients, too.
+        """
+        offsets = self.sets[name].of(batch).requires_grad_() if self.radius else None
+        moved = batch if offsets is None else replace(batch, noise=batch.noise + offsets)
+        also = () if offsets is None else (offsets,)
+        return offsets, self.task.descend_from(tableau, moved, self._named, also=also)["loss"]
+
+    def _named(self, tableau: Tableau, part: Batch) -> dict[str, Tensor]:
+        """The losses as the harness wants them."""
+        return {"loss": self._losses(tableau, part)}
+
+    def _losses(self, tableau: Tableau, part: Batch) -> Tensor:
+        """The distance of each pair, (b,)."""
+        return self.task.compare(self.task.sample(tableau, part.noise, part.condition), part)
 
     @torch.no_grad()
     def _move(self, name: str, batch: Batch, start: Tensor, before: Tensor) -> Tensor:
@@ -236,7 +242,9 @@ class Relaxed(TrainingRule):
         radius = self.radius * batch.noise[0].numel() / self.solver.setting.nfe**2
         offsets = into_ball(start - self.shift_lr * start.grad, radius)
         tableau = self.solver.tableau().detach()
-        accepted = self._losses(tableau, batch, batch.noise + offsets) < before
+        moved = replace(batch, noise=batch.noise + offsets)
+        after = [self._losses(tableau, part) for part in self.task.portions.of(moved)]
+        accepted = torch.cat(after) < before
         self.sets[name].put(batch, offsets, accepted)
         return accepted
 
@@ -244,12 +252,10 @@ class Relaxed(TrainingRule):
         """Losses of validation pairs, (B,), and whether any of them moved afterwards."""
         with torch.no_grad():
             tableau = self.solver.tableau().detach()
-        with torch.set_grad_enabled(self.radius > 0):
-            start, losses = self._begin("validation", batch, tableau)
-        if start is None:
-            return losses, False
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        losses = losses.detach()
+        if not self.radius:
+            return self._losses(tableau, batch), False
+        start, losses = self._begin("validation", batch, tableau)
+        assert start is not None
         return losses, bool(self._move("validation", batch, start, losses).any())
 
     def _improved(self, loss: float) -> bool:

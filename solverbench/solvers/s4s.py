@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from solverbench.errors import SolverBenchError
 from solverbench.schedule import TimeGrid
-from solverbench.solvers.base import MultistepSolver, Network, Setting, State
+from solverbench.solvers.base import MultistepSolver, Network, Setting, State, combined
 from solverbench.solvers.dpmpp import DPMpp3M
 from solverbench.solvers.fitting import Batch, FitTask, check_rates
 from solverbench.solvers.ld3 import LearnedTimes
@@ -108,7 +108,7 @@ class S4S(LearnedTimes):
         past: list[State] = []
         for n in range(grid.num_steps):
             past = [self._call(x, n, grid, network), *past][: self.kept]
-            x = a[n] * x + b[n] * _total(c[n], past)
+            x = a[n] * x + b[n] * combined(c[n], past)
         return x
 
     def _call(self, x: State, n: int, grid: TimeGrid, network: Network) -> State:
@@ -185,10 +185,10 @@ class S4SPC(S4S):
         last = grid.num_steps - 1
         past = [self._call(x, 0, grid, network)]
         for n in range(last):
-            m = self._call(a[n] * x + b[n] * _total(c[n], past), n + 1, grid, network)
-            x = a[n] * x + b[n] * _total(cc[n], [m, *past])
+            m = self._call(a[n] * x + b[n] * combined(c[n], past), n + 1, grid, network)
+            x = a[n] * x + b[n] * combined(cc[n], [m, *past])
             past = [m, *past][: self.kept]
-        return a[last] * x + b[last] * _total(c[last], past)
+        return a[last] * x + b[last] * combined(c[last], past)
 
     @torch.no_grad()
     def _corrections_of(self, solver: UniPC3) -> Tensor:
@@ -361,11 +361,3 @@ def _scales(grid: TimeGrid) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Factors a of the state and b of the predictions, N numbers each."""
     a = grid.sigma[1:] / grid.sigma[:-1]
     return a.unbind(), (-grid.alpha[1:] * torch.expm1(-grid.lam.diff())).unbind()
-
-
-def _total(weights: Tensor, terms: Sequence[State]) -> State:
-    """sum_k weights[k] terms[k] over as many as there are terms."""
-    total = weights[0] * terms[0]
-    for weight, term in zip(weights[1:], terms[1:], strict=False):
-        total = total + weight * term
-    return total

@@ -7,15 +7,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from solverbench import tensorfile
 from solverbench.errors import SolverBenchError
-from solverbench.schedule import NoiseSchedule, Output, Prediction
+from solverbench.schedule import NoiseSchedule, Output, Prediction, TimeGrid
 from solverbench.solvers.base import Setting, Solver, State
+from solverbench.solvers.replay import Plan, Replay, play
 
 FORMAT = "solverbench-tableau-1"
-Memory = Literal["store", "recompute"]
+Memory = Literal["store", "recompute"] | int
 
 
 class Denoiser(Protocol):
@@ -59,6 +59,19 @@ class Tableau:
         """The same numbers without gradients."""
         return Tableau(self.A.detach(), self.tau.detach(), self.nodes.detach(), self.meta)
 
+    def leaf(self) -> "Tableau":
+        """The same numbers as leaves, which collect gradients where these have a graph."""
+        A = self.A.detach().requires_grad_(self.A.requires_grad)
+        tau = self.tau.detach().requires_grad_(self.tau.requires_grad)
+        return Tableau(A, tau, self.nodes.detach(), self.meta)
+
+    def backward_from(self, leaf: "Tableau") -> None:
+        """Carry the gradients that ``leaf`` has collected through this table's graph."""
+        pairs = [(self.A, leaf.A.grad), (self.tau, leaf.tau.grad)]
+        found = [(own, grad) for own, grad in pairs if grad is not None]
+        if found:
+            torch.autograd.backward([own for own, _ in found], [grad for _, grad in found])
+
     def save(self, path: str | Path) -> Path:
         """Write safetensors with metadata and checksum, aside first and then renamed."""
         tensors = {"A": self.A, "tau": self.tau, "nodes": self.nodes}
@@ -79,12 +92,39 @@ class Tableau:
         return cls(tensors["A"], tensors["tau"], tensors["nodes"], meta)
 
 
+class _Scales:
+    """Signal and noise scales at the times of a run, those of its grid without a second pass."""
+
+    def __init__(self, schedule: NoiseSchedule, grid: TimeGrid) -> None:
+        self.schedule = schedule
+        self.known = [
+            (times, alpha.unbind(), sigma.unbind())
+            for times, alpha, sigma in (
+                (grid.t, grid.alpha, grid.sigma),
+                (grid.t_eval, grid.alpha_eval, grid.sigma_eval),
+            )
+        ]
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at a time (), read from the grid where ``t`` is one of its elements."""
+        for times, alpha, sigma in self.known:
+            place = t.storage_offset() - times.storage_offset()
+            if _root(t) is _root(times) and times.stride() == (1,) and 0 <= place < len(times):
+                return alpha[place], sigma[place]
+        return self.schedule.alpha(t), self.schedule.sigma(t)
+
+
+def _root(t: Tensor) -> Tensor:
+    """The tensor that a view looks at."""
+    return t if t._base is None else t._base
+
+
 class _Tracer:
     """Stands in for the network: call k returns unit vector k + 1."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.basis = torch.eye(setting.nfe + 1, dtype=torch.float64)
+    def __init__(self, setting: Setting, grid: TimeGrid) -> None:
+        self.setting, self.scales = setting, _Scales(setting.noise_schedule, grid)
+        self.basis = torch.eye(setting.nfe + 1, dtype=torch.float64).unbind()
         self.rows: list[Tensor] = []
         self.times: list[Tensor] = []
 
@@ -93,16 +133,19 @@ class _Tracer:
             raise ValueError(f"the solver calls the network more than {self.setting.nfe} times")
         self.rows.append(x)
         self.times.append(t_model)
-        return _predict(self.setting, x, self.basis[len(self.rows)], t, t_model)
+        return _predict(
+            self.scales, self.setting.output, (x, self.basis[len(self.rows)]), t, t_model
+        )
 
 
-def _predict(setting: Setting, x: State, raw: State, t: Tensor, t_model: Tensor) -> Prediction:
-    schedule = setting.noise_schedule
-    model = schedule.alpha(t_model), schedule.sigma(t_model)
+def _predict(
+    scales: _Scales, output: Output, states: tuple[State, State], t: Tensor, t_model: Tensor
+) -> Prediction:
+    """What a call says; ``states`` are the one that went in and the one that came out."""
     learned = t.requires_grad or t_model.requires_grad
     decoupled = t is not t_model and (learned or not torch.equal(t, t_model))
-    convert = (schedule.alpha(t), schedule.sigma(t)) if decoupled else None
-    return Prediction(x, raw, setting.output, model, convert)
+    convert = scales.at(t) if decoupled else None
+    return Prediction(*states, output, scales.at(t_model), convert)
 
 
 def trace(solver: Solver) -> Tableau:
@@ -117,7 +160,8 @@ def trace(solver: Solver) -> Tableau:
     Raises:
         ValueError: where it does not make exactly the calls it was asked for.
     """
-    setting, grid, tracer = solver.setting, solver.grid(), _Tracer(solver.setting)
+    setting, grid = solver.setting, solver.grid()
+    tracer = _Tracer(setting, grid)
     start = setting.noise_schedule.prior_std * tracer.basis[0]
     end = solver.integrate(start, grid, tracer)
     if len(tracer.rows) != setting.nfe:
@@ -156,16 +200,18 @@ def integrate(
     Returns:
         Final state, (B, C, H, W).
     """
+    grid = solver.grid()
+    scales = _Scales(solver.setting.noise_schedule, grid)
 
     def network(x: State, t: Tensor, t_model: Tensor) -> Prediction:
         raw = backbone.evaluate(x, t_model, condition)
-        predicted = _predict(solver.setting, x, raw, t, t_model)
+        predicted = _predict(scales, solver.setting.output, (x, raw), t, t_model)
         if watch:
             watch(predicted)
         return predicted
 
     start = solver.setting.noise_schedule.prior_std * noise
-    return solver.integrate(start, solver.grid(), network)
+    return solver.integrate(start, grid, network)
 
 
 def check_match(backbone: Denoiser, tableau: Tableau, noise: Tensor) -> None:
@@ -203,58 +249,6 @@ def check_match(backbone: Denoiser, tableau: Tableau, noise: Tensor) -> None:
         raise SolverBenchError("the tableau asks the network for a time at or below 0: it diverged")
 
 
-class _Combine(torch.autograd.Function):
-    """sum_k row[k] tensors[k], reading each tensor once and storing nothing but references."""
-
-    @staticmethod
-    def forward(ctx: Any, row: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(row, *tensors)
-        flat = torch.stack([t.reshape(-1) for t in tensors])
-        return (row.to(flat.dtype) @ flat).view_as(tensors[0])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (row, *tensors) = grads, ctx.saved_tensors
-        row_grad = None
-        if ctx.needs_input_grad[0]:
-            row_grad = torch.stack([(grad * t).sum() for t in tensors]).to(row)
-        weights = row.to(grad)
-        each = [
-            weights[k] * grad if needed else None
-            for k, needed in enumerate(ctx.needs_input_grad[1:])
-        ]
-        return (row_grad, *each)
-
-
-class _Recompute(torch.autograd.Function):
-    """A network call that keeps its two inputs alone and runs again in the backward pass.
-
-    Leaner than ``torch.utils.checkpoint``: the first run builds no graph. The network must be
-    frozen and draw nothing at random, as every backbone's is.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, evaluate: Callable[..., Tensor], condition: Any, x: Tensor, t: Tensor
-    ) -> Tensor:
-        ctx.evaluate, ctx.condition = evaluate, condition
-        ctx.save_for_backward(x, t)
-        return evaluate(x, t, condition)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [
-            value.detach().requires_grad_(needed)
-            for value, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-        ]
-        with torch.enable_grad():
-            again = ctx.evaluate(*inputs, ctx.condition)
-        learned = [value for value in inputs if value.requires_grad]
-        found = iter(torch.autograd.grad(again, learned, grads, allow_unused=True))
-        return (None, None, *(next(found) if v.requires_grad else None for v in inputs))
-
-
 def sample(
     backbone: Denoiser,
     tableau: Tableau,
@@ -262,75 +256,49 @@ def sample(
     condition: Any = None,
     memory: Memory = "store",
     on_call: Callable[[int], None] | None = None,
+    beside: int = 0,
 ) -> Tensor:
-    """Turn noise into a sample; the only loop that touches images.
+    """Turn noise into a sample; the only loop that touches images (``replay.py`` holds it).
 
     Args:
         backbone: the network; its parameters should be frozen.
         tableau: the solver.
         noise: unit-variance noise, (B, C, H, W).
         condition: for the network, or None.
-        memory: where gradients are recorded: ``store`` keeps the activations of every call,
-            ``recompute`` runs each call again in the backward pass. The gradients are equal.
+        memory: where gradients are recorded: ``store`` keeps the activations of every call, a
+            number k those of k calls, ``recompute`` none; calls that are not kept run again in the
+            backward pass. The gradients are equal.
         on_call: told the number of each call before it is made.
+        beside: the last so many rows take no gradient; they share the network's forward passes
+            with the others, unless activations are kept.
 
     Returns:
         Final state, (B, C, H, W), dtype and device of ``noise``.
 
     Raises:
         SolverBenchError: where tableau and backbone do not fit.
-        ValueError: for an unknown ``memory``.
+        ValueError: for an unknown ``memory`` or a ``beside`` that leaves nothing.
     """
-    if memory not in ("store", "recompute"):
-        raise ValueError(f"memory is {memory!r}; allowed: store, recompute")
     check_match(backbone, tableau, noise)
-    recorded = torch.is_grad_enabled() and (
+    if not 0 <= beside < len(noise):
+        raise ValueError(f"beside is {beside}; it lies between 0 and {len(noise) - 1}")
+    stored = _stored(memory, tableau.nfe)
+    if torch.is_grad_enabled() and (
         tableau.A.requires_grad or tableau.tau.requires_grad or noise.requires_grad
-    )
-    combine = _recorded(noise, tableau) if recorded else _preallocated(noise, tableau)
-    evaluate = backbone.evaluate
-    again: Any = _Recompute.apply  # its stubs differ between versions of torch
-    for j in range(tableau.nfe):
-        if on_call:
-            on_call(j)
-        x, t = combine(j, None), tableau.tau[j]
-        if recorded and memory == "recompute":
-            e = again(evaluate, condition, x, t)
-        else:
-            e = evaluate(x, t, condition)
-        combine(j, e)
-    return combine(tableau.nfe, None)
+    ):
+        plan = Plan(backbone.evaluate, condition, stored, beside, on_call)
+        recorded: Any = Replay.apply  # its stubs differ between versions of torch
+        final: Tensor = recorded(plan, tableau.A, tableau.tau, noise)
+        return final
+    with torch.no_grad():
+        plan = Plan(backbone.evaluate, condition, on_call=on_call)
+        return play(plan, tableau.A, tableau.tau, noise)
 
 
-Combiner = Callable[[int, Tensor | None], Tensor]
-
-
-def _preallocated(noise: Tensor, tableau: Tableau) -> Combiner:
-    """Row products over one buffer that holds the noise and every output."""
-    rows = tableau.A.detach().to(noise)
-    buffer = noise.new_empty(tableau.nfe + 1, noise.numel())
-    buffer[0] = noise.reshape(-1)
-
-    def combine(j: int, e: Tensor | None) -> Tensor:
-        if e is not None:
-            buffer[j + 1] = e.detach().reshape(-1)
-            return e
-        return (rows[j, : j + 1] @ buffer[: j + 1]).view_as(noise)
-
-    return combine
-
-
-def _recorded(noise: Tensor, tableau: Tableau) -> Combiner:
-    """Row products with gradients to coefficients, outputs and noise."""
-    kept: list[Tensor] = [noise]
-    rows = tableau.A.to(noise.device)
-
-    def combine(j: int, e: Tensor | None) -> Tensor:
-        if e is not None:
-            kept.append(e)
-            return e
-        apply: Any = _Combine.apply  # its stubs differ between versions of torch
-        y: Tensor = apply(rows[j, : j + 1], *kept)
-        return y
-
-    return combine
+def _stored(memory: Memory, nfe: int) -> int:
+    """How many calls keep their activations."""
+    if memory in ("store", "recompute"):
+        return nfe if memory == "store" else 0
+    if not isinstance(memory, int) or isinstance(memory, bool) or memory < 1:
+        raise ValueError(f"memory is {memory!r}; allowed: store, recompute, or a number of calls")
+    return min(memory, nfe)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solverbench.benchmark import lpips
-from solverbench.benchmark.lpips import LPIPS, LPIPSNative, Trunk
+from solverbench.benchmark.lpips import LPIPS, LPIPSNative, LPIPSNativeBfloat16, Trunk
 from solverbench.errors import MissingWeightsError, SolverBenchError
 
 GOLDEN = Path(lpips.__file__).parents[1] / "goldens" / "lpips.npz"
@@ -99,6 +99,36 @@ def test_equal_images_are_at_distance_zero_and_others_pull_the_student(
     assert target.grad is None
     assert student.grad.isfinite().all()
     assert (student.grad.flatten(1).abs().amax(dim=1) > 0).all()
+
+
+def test_a_trunk_in_bfloat16_gives_float32_distances_near_the_exact_ones(
+    random_parts: tuple[Trunk, list[Tensor]],
+) -> None:
+    """8 bits a number, rounded 13 times in a row: percents."""
+    trunk, weights = random_parts
+    exact, short = (
+        kind(Pixels(), trunk=trunk, heads=weights) for kind in (LPIPSNative, LPIPSNativeBfloat16)
+    )
+    student, target = images(0).float(), images(1).float()
+    assert {a.dtype for a in short.activations(student)} == {torch.float32}
+    wanted, found = exact(student, target), short(student, target)
+    assert not torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("side", [32, lpips.WIDE])
+def test_channels_last_is_for_wide_images_and_changes_rounding_only(
+    side: int, random_parts: tuple[Trunk, list[Tensor]]
+) -> None:
+    trunk, weights = random_parts
+    distance = LPIPSNative(Pixels(), trunk=trunk, heads=weights)
+    found = distance.activations(images(0, 3, side))
+    last = all(a.is_contiguous(memory_format=torch.channels_last) for a in found)
+    assert last == (side >= lpips.WIDE)
+    trunk.to(memory_format=torch.contiguous_format)
+    plain = trunk(lpips.scaled(images(0, 3, side).float()))
+    for a, b in zip(found, plain, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()  # float32, sums of up to 4608 products
 
 
 def test_what_lies_outside_the_range_gets_no_gradient(

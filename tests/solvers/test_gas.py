@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solverbench.backbones.gaussian import Gaussian
 from solverbench.benchmark.conformance import check_solver
-from solverbench.benchmark.training import Ema
+from solverbench.benchmark.ema import Ema
 from solverbench.discriminator import R3GANDiscriminator, preset, save
 from solverbench.errors import SolverBenchError
 from solverbench.solvers import Batch, FitTask, sample

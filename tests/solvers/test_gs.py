@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from solverbench.backbones.gaussian import Gaussian
-from solverbench.benchmark.training import Ema
+from solverbench.benchmark.ema import Ema
 from solverbench.schedule import VPLinear, nodes
 from solverbench.solvers import Batch, FitTask, Setting, sample
 from solverbench.solvers.gs import GS

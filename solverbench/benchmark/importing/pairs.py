@@ -11,11 +11,13 @@ from torch import Tensor
 
 from solverbench import tensorfile
 from solverbench.backbones.base import Backbone, Condition
+from solverbench.benchmark.rows import Rows, StoredRows, stays
 from solverbench.benchmark.sampling import Samples
 from solverbench.benchmark.spec import FitSpec, Model
 from solverbench.errors import SolverBenchError
 from solverbench.files import sha256_of, write_text
 from solverbench.solvers.tableau import Tableau, sample
+from solverbench.tensorfile import Place
 
 FORMAT: Final = "solverbench-pairs-1"
 INDEX = "index.json"
@@ -174,7 +176,7 @@ def lesson_pairs(spec: FitSpec, backbone: Backbone, teacher: Tableau) -> tuple[S
 
 
 def read_pairs(folder: Path, backbone: Backbone, rows: range) -> Samples:
-    """Some rows of a set.
+    """Some rows of a set; beyond ``rows.IN_MEMORY`` they stay in its files.
 
     Args:
         folder: of the set.
@@ -185,32 +187,38 @@ def read_pairs(folder: Path, backbone: Backbone, rows: range) -> Samples:
         SolverBenchError: for a damaged set, or one of other prompts.
     """
     index = read_index(folder)
-    size, parts = index.rows_a_shard, list[dict[str, Tensor]]()
+    size, parts = index.rows_a_shard, list[tuple[dict[str, Place], range]]()
     for number in range(rows.start // size, -(-rows.stop // size)):
         first = number * size
-        part = slice(max(rows.start - first, 0), min(rows.stop - first, size))
-        tensors = _read_shard(folder, index, number, backbone)
-        parts.append({key: value[part].clone() for key, value in tensors.items()})
-    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    like = backbone.condition([0])
-    condition = Condition(whole["labels"].to(like.labels.device)) if like is not None else None
-    return Samples(rows, whole["noise"], whole["states"], condition, 0.0, 0, 0.0, 0)
+        part = range(max(rows.start - first, 0), min(rows.stop - first, size))
+        parts.append((_examine(folder, index, number, backbone), part))
+    noise, states = (
+        StoredRows([(places[key], part) for places, part in parts]) for key in ("noise", "states")
+    )
+    like, condition = backbone.condition([0]), None
+    if like is not None:
+        labels = [places["labels"].mapped()[part.start : part.stop] for places, part in parts]
+        condition = Condition(torch.cat(labels).to(like.labels.device))
+    small = stays(len(rows), index.state_shape)
+    kept: tuple[Rows, Rows] = (noise[:], states[:]) if small else (noise, states)
+    return Samples(rows, *kept, condition, 0.0, 0, 0.0, 0)
 
 
-def _read_shard(folder: Path, index: Index, number: int, backbone: Backbone) -> dict[str, Tensor]:
+def _examine(folder: Path, index: Index, number: int, backbone: Backbone) -> dict[str, Place]:
+    """Where the tensors of a shard lie, its checksums verified."""
     path = _shard(folder, number * index.rows_a_shard)
-    tensors, facts = tensorfile.read(path, FORMAT)
+    places, facts = tensorfile.examine(path, FORMAT)
     if sha256_of(path) != index.shards[number]:
         raise SolverBenchError(f"{path} belongs to another set than {folder / INDEX}; import again")
     if facts["prompts"]:
-        prompts, labels = prompts_of(backbone), tensors["labels"].tolist()
+        prompts, labels = prompts_of(backbone), places["labels"].mapped().tolist()
         known = [prompts[label] for label in labels if label < len(prompts)]
         if _digest(known) != facts["prompts"]:
             raise SolverBenchError(
                 f"{folder} was imported with other prompts than backbone {backbone.name} has now; "
                 "load it with those or import again"
             )
-    return {key: value for key, value in tensors.items() if key != "images"}
+    return places
 
 
 @torch.no_grad()
