@@ -1,4 +1,4 @@
-"""What is saved where the teacher's half of LPIPS is kept: of the loss, and of a GS step with it."""
+"""What a kept teacher half of LPIPS saves: of the loss, and of a GS step with that loss."""
 
 from collections.abc import Callable
 

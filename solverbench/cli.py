@@ -68,6 +68,8 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of records [runs/RECIPE].")
 @click.option("--set", "overrides", multiple=True, help="Any key of the recipe: a.b=c.")
 @click.option("--fast", is_flag=True, help=FAST_HELP)
+@click.option("--max-memory", help="Of a training step, such as 6GB: the quickest way that fits.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Training pairs worked on at once.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes [a core each; 1 on a GPU].")
 @click.option("--dry-run", is_flag=True, help="Say what it does, lacks and takes; stop.")
 @click.option("--json", "as_json", is_flag=True, help="Records as one JSON document.")

@@ -58,6 +58,8 @@ class Choice:
         num_images: to measure with.
         overrides: ``a.b=c``.
         fast: whether the network is run with what ``FAST`` switches on.
+        max_memory: of a training step, such as ``6GB``.
+        micro_batch: training pairs worked on at once.
     """
 
     solvers: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class Choice:
     num_images: int | None = None
     overrides: tuple[str, ...] = ()
     fast: bool = False
+    max_memory: str | None = None
+    micro_batch: int | None = None
 
 
 def chosen_recipe(name: str | None, choice: Choice) -> Recipe:
@@ -83,6 +87,10 @@ def _edit(data: dict[str, Any], choice: Choice) -> None:
     """Lay what the command line asks for over a recipe's plain data."""
     if choice.num_images is not None:
         data["evaluation"] = (data.get("evaluation") or {}) | {"num_images": choice.num_images}
+    held = {"max_memory": choice.max_memory, "micro_batch": choice.micro_batch}
+    if any(held.values()):
+        asked = {key: value for key, value in held.items() if value is not None}
+        data["fit"] = (data.get("fit") or {}) | asked
     if choice.backbone is not None and choice.backbone != _name(data.get("backbone")):
         data["backbone"] = choice.backbone
     if choice.solvers:

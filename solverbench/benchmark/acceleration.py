@@ -100,7 +100,7 @@ class Forward:
 
         try:
             return self.quick(*args, **kwargs)
-        except TorchDynamoException as error:  # of the compiler; what the network raises passes
+        except TorchDynamoException as error:  # what the network itself raises, it raises again
             self._give_up(error)
             return self.plain(*args, **kwargs)
 

@@ -22,6 +22,7 @@ from solverbench.benchmark.features import IN_MEMORY, keeps_images
 from solverbench.benchmark.launch import BACKWARD_COST, THREADS
 from solverbench.benchmark.load import option_hints
 from solverbench.benchmark.meter import stopwatch
+from solverbench.benchmark.rows import stays
 from solverbench.benchmark.run import fit_seeds, needs_teacher
 from solverbench.benchmark.spec import RunSpec
 
@@ -153,14 +154,21 @@ def work_of(specs: Sequence[RunSpec]) -> Work:
         fit = spec.fit
         pairs = fit.iterations * fit.batch
         validated = fit.validation_size * (2 + fit.iterations // fit.validate_every)
-        again = fit.memory == "recompute", _plays(spec), _moves(spec)
+        again = 1 - _stored(fit.memory, spec.nfe) / spec.nfe, _plays(spec), _moves(spec)
         training += pairs * spec.nfe
-        checking += (validated + sum(again) * pairs) * spec.nfe
+        checking += round((validated + sum(again) * pairs) * spec.nfe)
         judged += pairs if _plays(spec) else 0
         looks = 5 if _moves(spec) else 3  # student, teacher, way back; then two again
         passes[fit.distance] = passes.get(fit.distance, 0) + looks * pairs + 2 * validated
     images = sum(spec.evaluation.num_images for spec in specs)
     return Work(sum(shared.values()), sampling, training, checking, images, passes, judged)
+
+
+def _stored(memory: str | int, nfe: int) -> int:
+    """Calls whose activations are kept."""
+    if isinstance(memory, int):
+        return min(memory, nfe)
+    return nfe if memory == "store" else 0
 
 
 def _plays(spec: RunSpec) -> bool:
@@ -195,6 +203,7 @@ def price_rates(price: Any, measured: Rates | None = None) -> Rates:
     speed = call / measured.forward if measured else H100
     side, pixels = price.image[-1], SIDE**2
     seen = {"lpips": pixels, "lpips-native": side**2}
+    seen |= {f"{name}-bf16": num for name, num in seen.items()}
     judge, judge_mb = JUDGES.get(price.state[-1], (0.0, 0.0))
     whose = "measured here" if measured else "what the paper's times on one H100 come to"
     return Rates(
@@ -312,19 +321,21 @@ def _peak(spec: RunSpec, rates: Rates, memory: str | None) -> float:
     """Bytes on the device while a cell trains; 0 for one that does not."""
     if spec.fit is None:
         return 0.0
-    calls = spec.nfe if (memory or spec.fit.memory) == "store" else 1
+    calls = max(1, _stored(memory or spec.fit.memory, spec.nfe))
     judge = rates.judge_bytes if _plays(spec) else 0.0
     each = calls * rates.kept_bytes + rates.compared_bytes.get(spec.fit.distance, 0.0) + judge
-    return rates.fixed_bytes + spec.fit.batch * each
+    peak = rates.fixed_bytes + (spec.fit.micro_batch or spec.fit.batch) * each
+    return min(peak, spec.fit.max_memory or peak)
 
 
 def _held(spec: RunSpec, rates: Rates) -> float:
-    """Bytes of states, noise and kept images on the host while a cell is measured."""
+    """Bytes of states, noise and images on the host while a cell is measured, but for files."""
     sets = 2 if needs_teacher(spec) and not spec.is_teacher else 1
     num, images = spec.evaluation.num_images, 0
+    states = 2 * PARAMETER * num * math.prod(rates.state) if stays(num, rates.state) else 0
     if keeps_images(spec.evaluation.metrics):
         images = min(PARAMETER * num * math.prod(rates.image), IN_MEMORY)
-    return float(sets * (images + 2 * PARAMETER * num * math.prod(rates.state)))
+    return float(sets * (images + states))
 
 
 def size_of(num: float) -> str:

@@ -18,7 +18,7 @@ from solverbench.images import Extractor, Features, Reference, moments, quantise
 from solverbench.transfer import check_space
 
 QUANTISE = {"edm": quantise_edm, "adm": quantise_adm}
-IN_MEMORY = 2**32  # bytes of decoded images; more of them lie in a file
+IN_MEMORY = 2**28  # bytes of decoded images of a set, of which a cell may hold two; more: a file
 
 
 def ready(name: str, **options: Any) -> Extractor:
@@ -131,7 +131,7 @@ def sampled_features(
         extractor: whose features.
         states: (M, ...) on the host.
         batch: states decoded at once.
-        scratch: a file for decoded images beyond 4 GiB, to be removed by the caller; None where
+        scratch: a file for decoded images beyond 256 MiB, to be removed by the caller; None where
             no metric reads images, and then none are kept.
 
     Returns:

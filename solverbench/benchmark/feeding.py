@@ -1,7 +1,9 @@
 """Batches of a teacher set on their way to the device, the next one ahead of its turn."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from solverbench.backbones.base import Condition
 from solverbench.benchmark.sampling import Samples
+from solverbench.benchmark.spec import digest
 from solverbench.solvers.fitting import Batch
 from solverbench.stages import stage
 
@@ -63,6 +66,12 @@ class Feed:
             self.next = then, self.thread.submit(self._load, then)
         return Batch(noise, target, condition, rows)
 
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """All rows, ``size`` at a time."""
+        parts = torch.split(torch.arange(len(self.samples.states)), size)
+        for rows, then in zip(parts, [*parts[1:], None], strict=True):
+            yield self.batch(rows, then)
+
     def _taken(self, rows: Tensor) -> _Loaded:
         """What was read ahead, if it is these rows; else read now."""
         if self.next is None or not torch.equal(self.next[0], rows):
@@ -94,6 +103,13 @@ class Feed:
         for tensor in (noise, target, *labels):
             if tensor.is_cuda:
                 tensor.record_stream(user)
+
+
+@lru_cache(maxsize=2)  # an epoch and the next: that of a large set takes as long as a step
+def shuffled(num: int, seed: int, epoch: int) -> Tensor:
+    """The rows 0 .. num - 1 in the order of an epoch, (num,), int64; not to be written to."""
+    order = int(digest(seed, epoch)[:8], 16)  # generators read 32 bits of a seed
+    return torch.randperm(num, generator=torch.Generator().manual_seed(order))
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

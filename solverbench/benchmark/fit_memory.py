@@ -96,7 +96,7 @@ def cheapest(measure: Measure, nfe: int, batch: int, limit: int) -> Holding:
     if not tried:
         least = growth.of(0, 1) * MARGIN
         raise SolverBenchError(
-            f"fit.max_memory of {limit / 1e6:.0f} MB is too little: a step with one pair at a time "
+            f"fit.max_memory of {limit / 1e6:.3g} MB is too little: a step with one pair at a time "
             f"needs some {least / 1e6:.0f} MB; raise it"
         )
     return min(tried)[1]

@@ -87,12 +87,14 @@ def check_fit(
 ) -> None:
     """Make the training rule and use the distance once, on a state of zeros.
 
+    With a cache of the teacher's features the first row is kept, or refused as too large.
+
     Raises:
         SolverBenchError: where either refuses; a fit would, after slow work.
     """
     try:
         state = torch.zeros(1, *backbone.state_shape, device=backbone.device)
-        distance(state, state)
+        cached_distance(spec, distance)(state, state, torch.zeros(1, dtype=torch.int64))
         rule: object = solver.rule(fit_task(spec, backbone, distance, _unused, torch.Generator()))
     except (ValueError, TypeError) as error:
         raise SolverBenchError(f"fit of {solver.title}: {error}") from error
@@ -100,6 +102,15 @@ def check_fit(
         raise SolverBenchError(
             f"rule() of {solver.title} gave {type(rule).__name__}; it must give a TrainingRule"
         )
+
+
+def cached_distance(
+    spec: FitSpec, distance: Distance
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``distance(student, target)`` told the rows (B,) of the training set, which it may keep."""
+    if spec.target_cache is None:
+        return lambda student, target, rows: distance(student, target)
+    return TargetCache(distance, spec.target_cache, spec.target_cache_dtype).distances
 
 
 def _unused(tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
@@ -359,13 +370,10 @@ class Fit:
         states = sample(backbone, tableau, noise, condition, "recompute", beside=num)
         return states[:-num], states[-num:].detach()
 
-    def _cached(self) -> Callable[[Tensor, Batch], Tensor] | None:
-        """The distance with the teacher's features kept, where the spec asks for it."""
-        spec = self.spec
-        if spec.target_cache is None:
-            return None
-        cache = TargetCache(self.lesson.distance, spec.target_cache, spec.target_cache_dtype)
-        return lambda states, batch: cache.distances(states, batch.target, batch.rows)
+    def _cached(self) -> Callable[[Tensor, Batch], Tensor]:
+        """The distance, with the teacher's features kept where the spec asks for it."""
+        cached = cached_distance(self.spec, self.lesson.distance)
+        return lambda states, batch: cached(states, batch.target, batch.rows)
 
     def settings(self) -> dict[str, Any]:
         """What was held at once, where a probe chose it or memory ran out; for the record."""

@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def one(data: str, method: str, nfe: int) -> Published:
-    (found,) = (p for p in load_published() if (p.data, p.method, p.nfe) == (data, method, nfe))
+    (found,) = (p for p in load_published("2") if (p.data, p.method, p.nfe) == (data, method, nfe))
     return found
 
 
 def test_every_table_has_its_rows_times_columns() -> None:
-    counts = Counter(p.data for p in load_published())
+    counts = Counter(p.data for p in load_published("2"))
     pixel, latent = 11 * 4 + 1, 11 * 4 + 1  # eleven methods at four NFE, one teacher
     assert counts == {
         "cifar10": pixel,
@@ -30,7 +30,7 @@ def test_every_table_has_its_rows_times_columns() -> None:
 
 
 def test_no_cell_is_there_twice() -> None:
-    cells = Counter((p.data, p.method, p.nfe) for p in load_published())
+    cells = Counter((p.data, p.method, p.nfe) for p in load_published("2"))
     assert max(cells.values()) == 1
 
 
@@ -58,18 +58,18 @@ def test_values_stand_as_printed(
 def test_plugins_named_here_are_of_this_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plugins = project["entry-points"]
-    assert {p.solver for p in load_published() if p.solver} <= set(plugins["solverbench.solvers"])
-    schedules = {p.schedule for p in load_published() if p.schedule}
+    assert {p.solver for p in load_published("2") if p.solver} <= set(plugins["solverbench.solvers"])
+    schedules = {p.schedule for p in load_published("2") if p.schedule}
     assert schedules == {"gits", "gits-sd", "dmn"} <= set(plugins["solverbench.schedules"])
 
 
 def test_only_teachers_and_the_best_of_several_have_no_solver_here() -> None:
-    methods = {p.method for p in load_published() if p.solver is None}
+    methods = {p.method for p in load_published("2") if p.solver is None}
     assert methods == {"Teacher", "Best LD3"}
 
 
 def test_brackets_in_a_method_stand_for_optimised_times() -> None:
-    for entry in load_published():
+    for entry in load_published("2"):
         optimiser = entry.method.partition("[")[2].rstrip("]").lower()
         assert (entry.schedule or "").removesuffix("-sd") == optimiser
         assert not (entry.schedule and "schedule" in entry.options)

@@ -43,17 +43,16 @@ def make(
 
 
 def called(backbone: Backbone, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An evaluation, and the gradients of a weighted sum of it to state and time."""
+    """An evaluation, and the gradients of its squared length to state and time."""
     x = x.clone().requires_grad_()
     t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     e = backbone.evaluate(x, t, backbone.condition(range(len(x))))
-    weight = torch.linspace(-1, 1, e.numel()).reshape(e.shape)
-    return e.detach(), *torch.autograd.grad((e * weight).sum(), [x, t])
+    return e.detach(), *torch.autograd.grad(e.square().sum(), [x, t])
 
 
 def gap(value: Tensor, wanted: Tensor) -> float:
-    """Largest difference, as a share of the largest wanted entry."""
-    return float((value - wanted).abs().max() / wanted.abs().max())
+    """Length of the difference, as a share of the wanted length."""
+    return float((value - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("spec", [FORM, HALF, BOTH], ids=str)
@@ -69,7 +68,7 @@ def test_every_kind_of_network_keeps_types_counts_and_gradients(
     assert (seen.calls, seen.rows, seen.samples) == (count.calls, count.rows, count.samples)
     for value, other in zip(found, wanted, strict=True):
         assert (value.dtype, value.shape) == (other.dtype, other.shape)
-        # rounding, of eight bits in each of many layers with autocast
+        # rounding; of eight bits in each of a dozen layers with autocast
         assert gap(value, other) < (0.1 if spec.autocast else 1e-4)
     if spec.autocast:
         assert gap(found[0], wanted[0]) > 1e-5  # more than float32 rounds: it is at work
@@ -108,6 +107,10 @@ def test_autocast_is_the_same_in_a_call_and_in_its_repetition() -> None:
         torch.testing.assert_close(stored, again, rtol=1e-6, atol=1e-9)
 
 
+# PyTorch's compiler uses what PyTorch itself has deprecated
+OWN = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
 class Plain(nn.Module):
     """A network without repeated blocks."""
 
@@ -126,9 +129,9 @@ class Small(Backbone):
     name = "small"
     state_shape = (1, 4, 4)
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, kind: type[nn.Module]) -> None:
         torch.manual_seed(0)
-        self.network = network.requires_grad_(False)
+        self.network = kind().requires_grad_(False)
 
     def raw(self, x: Tensor, t: Tensor, condition: object) -> Tensor:
         e: Tensor = self.network(x) * t.to(x)
@@ -144,15 +147,14 @@ class Stack(nn.Sequential):
 
 @pytest.fixture
 def compiler() -> Iterator[Any]:
-    """Settings of the compiler; its caches are off, and what was compiled is forgotten."""
+    """Settings of the compiler; what it compiled for other tests is forgotten."""
     import torch._dynamo
     import torch._inductor.config
 
-    dynamo: Any = torch._dynamo
-    inductor: Any = torch._inductor.config
-    with dynamo.config.patch({}), inductor.patch({"force_disable_caches": True}):
-        yield inductor
-    dynamo.reset()
+    reset: Any = torch._dynamo.reset
+    reset()
+    yield torch._inductor.config
+    reset()
 
 
 def test_the_outermost_blocks_of_a_repeated_class_are_found() -> None:
@@ -163,11 +165,12 @@ def test_the_outermost_blocks_of_a_repeated_class_are_found() -> None:
     assert list(repeated(Plain())) == []
 
 
+@OWN
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Stack, Plain])
 def test_a_compiled_network_gives_the_same_numbers(kind: type[nn.Module], compiler: Any) -> None:
     """Slow: a C++ compiler runs for each graph."""
-    exact, quick = Small(kind()), accelerated(Small(kind()), NetworkSpec(compile=True))
+    exact, quick = Small(kind), accelerated(Small(kind), NetworkSpec(compile=True))
     x = exact.noise(range(2))
     for value, wanted in zip(called(quick, x), called(exact, x), strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)  # sums in another order
@@ -175,11 +178,13 @@ def test_a_compiled_network_gives_the_same_numbers(kind: type[nn.Module], compil
     assert facts_of(quick) == {"network_compiled": named}
 
 
+@OWN
 @pytest.mark.parametrize("kind", [Stack, Plain])
 def test_without_a_compiler_the_network_runs_on_and_the_reason_is_kept(
-    kind: type[nn.Module], compiler: Any
+    kind: type[nn.Module], compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact, quick = Small(kind()), accelerated(Small(kind()), NetworkSpec(compile=True))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is compiled yet
+    exact, quick = Small(kind), accelerated(Small(kind), NetworkSpec(compile=True))
     x, t = exact.noise(range(2)), torch.tensor(0.5).double()
     with compiler.patch({"cpp.cxx": ("no-such-compiler",)}), quick.counting() as count:
         with pytest.warns(RuntimeWarning, match="the network runs uncompiled; ") as said:
@@ -190,12 +195,6 @@ def test_without_a_compiler_the_network_runs_on_and_the_reason_is_kept(
     assert (len(said), count.calls, count.rows) == (1, 2, 4)
     assert "\n" not in str(said[0].message)
     assert list(facts_of(quick)) == ["network_not_compiled"]
-
-
-def test_what_a_compiled_network_itself_raises_is_no_reason_to_give_up(compiler: Any) -> None:
-    quick = accelerated(Small(Plain()), NetworkSpec(compile=True))
-    with pytest.raises(RuntimeError, match="channels"):
-        quick.evaluate(torch.zeros(1, 3, 4, 4), torch.tensor(0.5).double())
 
 
 def test_precision_is_set_both_ways() -> None:
@@ -223,7 +222,7 @@ def test_a_network_that_is_exact_counts_in_no_hash_and_what_is_on_does() -> None
 
 
 def test_a_fast_cell_leaves_the_exact_one_of_its_process_as_it_was(tmp_path: Path) -> None:
-    exact = cell()
+    exact = cell(num_images=20, nfe=2)
     half = exact.model_copy(update={"network": HALF})
     first = run(exact, tmp_path / "first")
     quick = run(half, tmp_path / "quick")

@@ -1,16 +1,25 @@
 """Batches on their way to the device, with a thread that reads ahead and without."""
 
 import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from solverbench.backbones.base import Condition
-from solverbench.benchmark.feeding import Feed
+from solverbench.backbones.base import Backbone, Condition
+from solverbench.benchmark import training
+from solverbench.benchmark.distances import L2
+from solverbench.benchmark.feeding import Feed, shuffled
+from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.rows import LazyRows
 from solverbench.benchmark.sampling import Samples
+from solverbench.benchmark.spec import FitSpec
+from solverbench.benchmark.training import Fit, Lesson
 from solverbench.errors import SolverBenchError
+from solverbench.solvers.base import LearnableSolver
 from solverbench.stages import PREFIX
 
 CPU = torch.device("cpu")
@@ -94,6 +103,21 @@ def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_asked_for(
         feed.batch(torch.tensor([13]))
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_in_order_every_row_comes_once(samples: Samples, ahead: bool) -> None:
+    feed = Feed(replace(samples, states=samples.states[:13], noise=samples.noise[:13]), CPU, ahead)
+    sizes = [batch.rows.tolist() for batch in feed.in_order(5)]
+    assert sizes == [list(range(5)), list(range(5, 10)), [10, 11, 12]]
+
+
+def test_epochs_are_shuffled_by_seed_and_number_alone() -> None:
+    one = shuffled(30, 0, 1)
+    assert sorted(one.tolist()) == list(range(30))
+    shuffled.cache_clear()
+    assert torch.equal(one, shuffled(30, 0, 1))
+    assert not any(torch.equal(one, other) for other in (shuffled(30, 0, 2), shuffled(30, 1, 1)))
+
+
 def test_nothing_is_drawn_from_any_generator(samples: Samples) -> None:
     before = torch.get_rng_state()
     feed = Feed(samples, CPU, True)
@@ -129,3 +153,35 @@ def test_batches_on_cuda_have_the_bits_of_the_host(samples: Samples, ahead: bool
     for rows, noise, target in held:
         assert torch.equal(noise.cpu(), 2 * samples.noise.whole[rows])
         assert torch.equal(target.cpu(), -noise.cpu())
+
+
+@pytest.mark.parametrize("name", ["gs", "gas"])
+def test_a_fit_that_reads_ahead_ends_with_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across epochs, validations, draws of a rule and a checkpoint in the middle."""
+    backbone = load_backbone("digits")
+    noise = backbone.noise(range(22))
+    pairs = Samples(range(22), noise, 0.1 * noise, None, 0.0, 3, 3.0, 0)
+    spec = FitSpec(iterations=7, batch=4, train_size=22, validation_size=22, validate_every=2)
+    found = []
+    for ahead in (False, True):
+        monkeypatch.setattr(training, "Feed", partial(Feed, ahead=ahead))
+        lesson = Lesson(spec, 0, backbone, L2(backbone), pairs, pairs)
+        torch.manual_seed(0)
+        before = Fit(learner(name, backbone), lesson)
+        for _ in range(3):
+            before.advance()
+        before.save(tmp_path / str(ahead) / "fit.safetensors")
+        fit = Fit(learner(name, backbone), lesson)
+        tableau = fit.run(tmp_path / str(ahead))
+        found.append((tableau.A, (tmp_path / str(ahead) / "fit.jsonl").read_text()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def learner(name: str, backbone: Backbone) -> LearnableSolver:
+    options = {"warm_start": 0.2, "disc_warmup": 0.3} if name == "gas" else {}
+    solver = load_solver(name, backbone, 3, **options)
+    assert isinstance(solver, LearnableSolver)
+    return solver

@@ -12,6 +12,7 @@ from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.sampling import Samples
 from solverbench.benchmark.spec import FitSpec
 from solverbench.benchmark.training import Fit, Lesson
+from solverbench.commands import Choice, chosen_recipe, specs_of
 from solverbench.errors import SolverBenchError
 from solverbench.solvers import LearnableSolver
 from solverbench.solvers.fitting import Holding
@@ -75,7 +76,7 @@ def test_nothing_above_the_limit_is_tried_after_the_smallest_steps(limit: int) -
 
 
 def test_a_budget_below_one_pair_says_how_much_is_needed() -> None:
-    with pytest.raises(SolverBenchError, match=r"max_memory of 0 MB is too little.*raise it"):
+    with pytest.raises(SolverBenchError, match=r"max_memory of 0.00011 MB is too little.*raise it"):
         cheapest(Probe(), NFE, BATCH, 110)
 
 
@@ -152,3 +153,12 @@ def test_two_hundred_steps_end_alike_whatever_is_held() -> None:
     for tableau in found[1:]:
         assert float((tableau.A - found[0].A).abs().max()) < 1e-9
         assert float((tableau.tau - found[0].tau).abs().max()) < 1e-9
+
+
+def test_the_command_line_sets_what_is_held_for_every_row() -> None:
+    choice = Choice(max_memory="6GB", micro_batch=4)
+    fits = [spec.fit for spec in specs_of(chosen_recipe("smoke", choice)) if spec.fit]
+    assert fits
+    assert {(fit.max_memory, fit.micro_batch) for fit in fits} == {(6 * 10**9, 4)}
+    with pytest.raises(SolverBenchError, match="is no size of memory"):
+        chosen_recipe("smoke", Choice(max_memory="lots"))

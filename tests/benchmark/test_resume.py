@@ -33,19 +33,23 @@ def killed_when(spec: RunSpec, root: Path, ready: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "options"),
+    ("solver", "options", "facts"),
     [
-        ("gs", {}),
-        ("gas", {"disc_lr": 1e-3, "warm_start": 0.2, "disc_warmup": 0.2}),
-        ("ld3-unipc", {"radius": 1.0}),
-        ("s4s-alt", {"radius": 1.0, "phase": 3}),
+        ("gs", {}, {}),
+        ("gs", {}, {"distance": "feature", "target_cache": 50_000}),  # half of the rows
+        ("gs", {}, {"micro_batch": 3, "memory": 2}),
+        ("gas", {"disc_lr": 1e-3, "warm_start": 0.2, "disc_warmup": 0.2}, {}),
+        ("gas", {"disc_lr": 1e-3}, {"memory": "recompute"}),
+        ("ld3-unipc", {"radius": 1.0}, {}),
+        ("s4s-alt", {"radius": 1.0, "phase": 3}, {}),
     ],
 )
 def test_a_fit_killed_in_the_middle_goes_on_and_ends_with_the_same_bits(
-    solver: str, options: dict[str, Any], tmp_path: Path
+    solver: str, options: dict[str, Any], facts: dict[str, Any], tmp_path: Path
 ) -> None:
     """State of a rule too: the discriminator, the noise that LD3 has moved, phases."""
-    spec = LEARNED.model_copy(update={"solver": Named(name=solver, options=options)})
+    named = {"solver": Named(name=solver, options=options), "fit": LONG.model_copy(update=facts)}
+    spec = LEARNED.model_copy(update=named)
     run, calm = Run(spec, tmp_path / "killed"), Run(spec, tmp_path / "calm")
     checkpoint = run.work / "fit.safetensors"
 

@@ -103,12 +103,12 @@ def value_and_gradient(
 def trained(
     distance: Distance, cache_of: Callable[[int], TargetCache | None], dtype: torch.dtype
 ) -> Tensor:
-    """What eight Adam steps make of an image added to all; ``cache_of`` is asked at each step."""
+    """What six Adam steps make of an image added to all; ``cache_of`` is asked at each step."""
     shift = torch.full((3, SIDE, SIDE), 0.1, dtype=dtype, requires_grad=True)
     noise, target = states(1).to(dtype), states(2).to(dtype)
     optimiser = torch.optim.Adam([shift], lr=1e-2)
     rng = torch.Generator().manual_seed(0)
-    for step in range(8):
+    for step in range(6):
         rows, cache = torch.randperm(NUM, generator=rng)[:BATCH], cache_of(step)
         student = noise[rows] + shift
         loss = (
@@ -197,16 +197,15 @@ def test_a_cache_lost_in_the_middle_changes_no_bit_of_a_training(
     budget = kept * row_bytes(distance)
     whole = TargetCache(distance, budget)
     calm = trained(distance, lambda step: whole, torch.float32)
-    for lost in (1, 5):
-        caches = [TargetCache(distance, budget) for _ in range(2)]
-        again = trained(distance, lambda step, c=caches, at=lost: c[step >= at], torch.float32)
-        assert torch.equal(again, calm)
+    caches = [TargetCache(distance, budget) for _ in range(2)]
+    again = trained(distance, lambda step: caches[step >= 3], torch.float32)
+    assert torch.equal(again, calm)
 
 
 def test_training_with_a_cache_is_training_without_it_up_to_rounding(
     distance: Feature | LPIPSNative,
 ) -> None:
-    """Adam's first steps have length 1e-2 whatever the gradient, so 8e-2 in all; float32 noise."""
+    """Adam's first steps have length 1e-2 whatever the gradient, so 6e-2 in all; float32 noise."""
     cache = TargetCache(distance, NUM * row_bytes(distance))
     found = trained(distance, lambda step: cache, torch.float64)
     plain = trained(distance, lambda step: None, torch.float64)

@@ -27,7 +27,7 @@ def test_memory_does_not_grow_with_the_teacher_set(tmp_path: Path) -> None:
     for num in (10, 40):
         folder = tmp_path / str(num)
         make(folder, num, distinct=2)
-        command = [sys.executable, "-m", "tests.benchmark.teacher_store", str(folder), str(num)]
+        command = [sys.executable, "-m", "tests.benchmark.teacher_store", str(folder)]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

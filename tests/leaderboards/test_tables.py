@@ -228,7 +228,7 @@ def test_the_paper_stands_beside_best_ld3(make: Make) -> None:
         make(solver, 4, {"fid": 9.0}, backbone="edm-cifar10")
         for solver in ("ld3-dpmpp", "ld3-ipndm")
     ]
-    table = show(build(group, "fid", load_published()), find(group), load_published())
+    table = show(build(group, "fid", load_published("2")), find(group), load_published("2"))
     quoted = {row.title: c.published.value for row in table.rows if (c := row.cells[4]).published}
     assert quoted == {"Best LD3": 9.31}
 
@@ -307,7 +307,7 @@ def test_a_published_value_stands_beside_the_reproduced_one(make: Make) -> None:
         make("s4s-alt", 4, {"fid": 7.0}, backbone="edm-cifar10"),
         make("teacher", 20, {"fid": 2.1}, backbone="edm-cifar10"),
     ]
-    table = build(results, "fid", load_published())
+    table = build(results, "fid", load_published("2"))
     papers = {
         (row.title, nfe): cell.published.value
         for row in table.rows
@@ -325,5 +325,5 @@ def test_a_published_value_stands_beside_the_reproduced_one(make: Make) -> None:
 
 
 def test_fd_is_never_set_beside_a_published_fid(make: Make) -> None:
-    table = build([make("gs", 4, {"fd": 4.5}, backbone="edm-cifar10")], "fd", load_published())
+    table = build([make("gs", 4, {"fd": 4.5}, backbone="edm-cifar10")], "fd", load_published("2"))
     assert table.rows[0].cells[4].published is None
