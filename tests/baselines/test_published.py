@@ -40,11 +40,11 @@ def test_no_cell_is_there_twice() -> None:
         ("cifar10", "GS", 4, 4.41, ()),
         ("ffhq", "GAS", 4, 7.86, ()),
         ("afhqv2", "Teacher", 20, 2.16, ("teacher",)),
-        ("lsun-bedroom", "UniPC [DMN]", 6, 4.40, ()),
-        ("imagenet", "S4S Alt", 4, 5.13, ("other-teacher",)),
+        ("lsun-bedroom", "UniPC [DMN]", 6, 4.40, ("quoted",)),
+        ("imagenet", "S4S Alt", 4, 5.13, ("other-teacher", "quoted")),
         ("imagenet", "Teacher", 10, 4.10, ("teacher",)),
-        ("ms-coco", "iPNDM (2M)", 7, 13.76, ()),
-        ("ms-coco", "Teacher", 5, 14.10, ("teacher",)),
+        ("ms-coco", "iPNDM (2M)", 7, 13.76, ("other-evaluator", "quoted")),
+        ("ms-coco", "Teacher", 5, 14.10, ("other-evaluator", "teacher")),
     ],
 )
 def test_values_stand_as_printed(
@@ -58,7 +58,9 @@ def test_values_stand_as_printed(
 def test_plugins_named_here_are_of_this_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plugins = project["entry-points"]
-    assert {p.solver for p in load_published("2") if p.solver} <= set(plugins["solverbench.solvers"])
+    assert {p.solver for p in load_published("2") if p.solver} <= set(
+        plugins["solverbench.solvers"]
+    )
     schedules = {p.schedule for p in load_published("2") if p.schedule}
     assert schedules == {"gits", "gits-sd", "dmn"} <= set(plugins["solverbench.schedules"])
 
