@@ -93,7 +93,8 @@ def plan(specs: Sequence[RunSpec], root: Path) -> tuple[list[Job], list[Job]]:
     loaded.cache_clear()
     parts: dict[tuple[object, ...], Job] = {}
     for spec in open_specs:
-        teacher = (spec.backbone.model_dump_json(), spec.teacher.model_dump_json())
+        parts_of = (spec.backbone, spec.network, spec.teacher)
+        teacher = tuple(part.model_dump_json() for part in parts_of)
         if spec.fit is not None and spec.fit.pairs is None:
             seeds = fit_seeds(spec)
             size = spec.teacher.nfe * sum(len(s) for s in seeds)

@@ -13,7 +13,7 @@ import torch
 from solverbench import registry
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark import outcome
-from solverbench.benchmark.acceleration import accelerated
+from solverbench.benchmark.acceleration import accelerated, facts_of
 from solverbench.benchmark.features import keeps_images, ready, reference_of, sampled_features
 from solverbench.benchmark.fit_memory import settled
 from solverbench.benchmark.importing.pairs import check_set, lesson_pairs, set_sha256
@@ -182,9 +182,8 @@ class Run:
 
     def _teacher(self, backbone: Backbone, seeds: Sequence[int], stage: str) -> Samples:
         spec, batch = self.spec, self.spec.evaluation.batch
-        key = digest(
-            spec.backbone, backbone.weights_sha256, spec.teacher, seeds[0], seeds[-1], batch
-        )
+        parts = (spec.backbone, backbone.weights_sha256, spec.teacher, seeds[0], seeds[-1], batch)
+        key = digest(*parts, *([spec.network] if spec.network.model_dump() else []))
         folder = self.root / "teachers" / f"{spec.backbone.name}-{seeds[0]:05d}-{key}"
         tableau = self._teacher_tableau(backbone)
         return sample_seeds(folder, backbone, tableau, seeds, batch, self._stage(stage))
@@ -234,7 +233,9 @@ class Run:
                 self.jobs,
                 registry.solvers.package(self.spec.solver.name),
             ),
-            conventions=outcome.conventions(tableau) | schedule_facts(self.spec.schedule),
+            conventions=outcome.conventions(tableau)
+            | schedule_facts(self.spec.schedule)
+            | facts_of(backbone),
             flags=solver.flags,
         )
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from solverbench import tensorfile
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark.ema import Ema
+from solverbench.benchmark.feeding import Feed, shuffled
 from solverbench.benchmark.meter import peak_memory
 from solverbench.benchmark.sampling import Progress, Samples
-from solverbench.benchmark.spec import FitSpec, digest
+from solverbench.benchmark.spec import FitSpec
 from solverbench.benchmark.target_cache import TargetCache
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
@@ -138,6 +139,8 @@ class Fit:
         self, solver: LearnableSolver, lesson: Lesson, holding: Holding | None = None
     ) -> None:
         self.solver, self.lesson, self.spec = solver, lesson, lesson.spec
+        self.train = Feed(lesson.train, lesson.backbone.device)
+        self.validation = Feed(lesson.validation, lesson.backbone.device)
         self.rng = torch.Generator().manual_seed(lesson.seed)
         task = fit_task(self.spec, lesson.backbone, lesson.distance, self._sample, self.rng)
         self.holding = holding or Holding(self.spec.memory, self.spec.micro_batch)
@@ -280,9 +283,8 @@ class Fit:
         return total / len(self.lesson.validation.states)
 
     def _validation_batches(self) -> Iterator[Batch]:
-        rows = torch.arange(len(self.lesson.validation.states))
-        for part in torch.split(rows, 4 * (self.portions.size or self.spec.batch)):
-            yield replace(self._rows(self.lesson.validation, part), validates=True)
+        for batch in self.validation.in_order(4 * (self.portions.size or self.spec.batch)):
+            yield replace(batch, validates=True)
 
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs."""
@@ -340,24 +342,18 @@ class Fit:
         return 0.5 * (1 + math.cos(math.pi * self.iteration / self.spec.iterations))
 
     def _batch(self) -> Batch:
+        return self.train.batch(self._order(self.iteration), self._order(self.iteration + 1))
+
+    def _order(self, iteration: int) -> Tensor:
         """Shuffled each epoch by (seed, epoch); the last incomplete batch is dropped."""
-        num = len(self.lesson.train.states)
-        epoch, place = divmod(self.iteration, self.round_length)
-        order = int(digest(self.lesson.seed, epoch)[:8], 16)  # generators read 32 bits of a seed
-        rng = torch.Generator().manual_seed(order)
-        rows = torch.randperm(num, generator=rng)[place * self.spec.batch :][: self.spec.batch]
-        return self._rows(self.lesson.train, rows)
+        epoch, place = divmod(iteration, self.round_length)
+        rows = shuffled(len(self.lesson.train.states), self.lesson.seed, epoch)
+        return rows[place * self.spec.batch :][: self.spec.batch]
 
     def _draw(self, num: int) -> Batch:
         """Training pairs chosen at random, with replacement."""
         rows = torch.randint(len(self.lesson.train.states), (num,), generator=self.rng)
-        return self._rows(self.lesson.train, rows)
-
-    def _rows(self, samples: Samples, rows: Tensor) -> Batch:
-        device = self.lesson.backbone.device
-        condition = samples.condition[rows] if samples.condition is not None else None
-        noise, target = samples.noise[rows].to(device), samples.states[rows].to(device)
-        return Batch(noise, target, condition, rows)
+        return self.train.batch(rows)
 
     def _sample(self, tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:
         return sample(self.lesson.backbone, tableau, noise, condition, self.holding.memory)

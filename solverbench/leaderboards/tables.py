@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from solverbench.baselines.published import Published
 from solverbench.benchmark.results import Cost, MetricFacts, Result
-from solverbench.benchmark.spec import Model, RunSpec, Value
+from solverbench.benchmark.spec import EXACT, Model, RunSpec, Value
 from solverbench.benchmark.store import Influences
 from solverbench.leaderboards.differences import Estimate, estimate, no_influences, ranks
 
@@ -171,8 +171,10 @@ def series(group: Sequence[Result]) -> list[Series]:
     ]
     for (teacher, _), found in variants.items():
         if teacher:
-            name = f"Teacher ({_title(found)}, {found[0].spec.nfe} NFE)"
-            rows.append(Series(name, tuple(found), True))
+            spec = found[0].spec
+            told = {} if spec.network == EXACT else {"network": str(spec.network)}
+            name = f"Teacher ({_title(found)}, {spec.nfe} NFE)"
+            rows.append(Series(name, tuple(found), True, told))
     return rows
 
 
@@ -227,14 +229,22 @@ def _cell(
     bad = [r for r in found if r.status != "ok"]
     faults = tuple(f"{r.status} (seed {r.spec.seed}): {r.reason or 'no reason'}" for r in bad)
     status = "ok" if values else min((r.status for r in bad), default="n/a")
-    paper = next((p for p in published if _matches(p, found[0], metric)), None)
+    paper = next((p for p in published if matches(p, found[0], metric)), None)
     return Cell(values, status, faults, paper, 0, estimate(found, metric, influences))
 
 
-def _matches(paper: Published, result: Result, metric: str) -> bool:
-    """Whether a published value is of the same cell."""
+def matches(paper: Published, result: Result, metric: str) -> bool:
+    """Whether a published value is of the cell of a record.
+
+    Args:
+        paper: the value.
+        result: the record.
+        metric: one of the record's; ``fd`` by the 2015 Inception is what papers call FID.
+    """
     spec, conventions = result.spec, result.conventions | result.spec.solver.options
-    same = (paper.backbone, paper.nfe, paper.metric) == (spec.backbone.name, spec.nfe, metric)
+    facts = result.metric_facts.get(metric)
+    name = "fid" if facts is not None and facts.label == "FID" else metric
+    same = (paper.backbone, paper.nfe, paper.metric) == (spec.backbone.name, spec.nfe, name)
     if "teacher" in paper.flags:
         return same and spec.is_teacher
     agrees = all(conventions.get(key, value) == value for key, value in paper.options.items())
@@ -268,7 +278,8 @@ def _order(result: Result) -> tuple[bool, str, str, int, int]:
 
 def _variant(spec: RunSpec) -> str:
     """What all records of a row have in common, as text that sorts."""
-    return _text(spec.solver) + _text(spec.schedule) + _text(spec.fit)
+    network = None if spec.network == EXACT else spec.network
+    return _text(spec.solver) + _text(spec.schedule) + _text(spec.fit) + _text(network)
 
 
 def _title(found: Sequence[Result]) -> str:
@@ -292,7 +303,8 @@ def _asked(spec: RunSpec) -> dict[str, Value]:
     times: dict[str, Value] = {"optimiser": spec.schedule.name if spec.schedule else "none"}
     if spec.schedule:
         times |= {f"optimiser.{key}": value for key, value in spec.schedule.options.items()}
-    return {"solver": spec.solver.name} | spec.solver.options | times | budget
+    network: dict[str, Value] = {"network": str(spec.network)}
+    return {"solver": spec.solver.name} | spec.solver.options | times | budget | network
 
 
 def setting(found: Sequence[Result], key: str) -> str:
