@@ -10,7 +10,9 @@ import click
 
 from solverbench.cli_compare import compare
 from solverbench.cli_import import import_
+from solverbench.cli_leaderboard import leaderboard, submit, validate
 from solverbench.cli_measure import evaluate, reference
+from solverbench.cli_paper import paper
 from solverbench.cli_parts import BACKBONE, FETCH, QUIET, Group, numbers, options_of, words
 from solverbench.cli_profile import profile
 from solverbench.cli_verify import verify
@@ -32,7 +34,19 @@ def main() -> None:
     """Train, measure and rank few-step diffusion solvers."""
 
 
-for command in (weights, import_, compare, evaluate, reference, verify, profile):
+for command in (
+    weights,
+    import_,
+    compare,
+    evaluate,
+    reference,
+    verify,
+    profile,
+    paper,
+    leaderboard,
+    submit,
+    validate,
+):
     main.add_command(command)
 
 

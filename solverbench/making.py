@@ -95,10 +95,10 @@ def quality(name: str, folder: Path) -> dict[str, Any]:
     """FD of the teacher's samples under the new extractor, and a grid of them.
 
     Args:
-        name: ``digits`` or ``cifar16``.
+        name: ``digits``, one of its halves, or ``cifar16``.
         folder: with the new weights; the grid goes there too.
     """
-    recipe = load_recipe(name)
+    recipe = load_recipe(name.partition("-")[0])  # a half is measured as its whole is
     named = Named(name=name, options={"weights": str(folder / f"{name}.safetensors")})
     backbone = load_backbone(name, **named.options)
     solver = recipe.teacher.solver

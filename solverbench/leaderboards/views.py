@@ -186,7 +186,8 @@ def _row(view: View, table: Table, published: Sequence[Published]) -> Row:
         worst = min((c.status for c in own.values() if c.status), default="")
         taken = own.get(view.taken.get(nfe, -1), Cell((), worst))
         faults = [f"{table.rows[i].title}: {f}" for i in sorted(view.hidden) for f in own[i].faults]
-        where = (view.title, view.backbone, table.metric, nfe)
+        name = "fid" if table.facts.label == "FID" else table.metric  # as papers call it
+        where = (view.title, view.backbone, name, nfe)
         paper = (p for p in published if (p.method, p.backbone, p.metric, p.nfe) == where)
         rank = taken.rank if view.hidden else 0
         found = next(paper, None)

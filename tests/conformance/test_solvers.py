@@ -5,7 +5,10 @@ from solverbench.benchmark.conformance import check_solver, gaussian_error
 from solverbench.errors import SolverBenchError
 
 
-@pytest.mark.parametrize("name", registry.solvers.names())
+FROM_FILES = {"stored"}  # tried with a file in tests/solvers
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.solvers.names()) - FROM_FILES))
 def test_every_registered_solver_conforms(name: str) -> None:
     checks = check_solver(name)
     assert len(checks) > 10

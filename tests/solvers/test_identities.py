@@ -16,13 +16,18 @@ from solverbench.solvers.dpmpp import DPMpp2M, DPMpp3M, DPMpp3MExact, phis
 from solverbench.solvers.gs import GS, StickTimes
 from solverbench.solvers.heun import DPMSolver2, Heun
 from solverbench.solvers.ipndm import IPNDM1, IPNDM2, IPNDM4
+from solverbench.solvers.stored import Stored
 from solverbench.solvers.unipc import UniPC2, UniPC3
 from tests.problems import bound, gap, line, vectors
 
 ONE_GRID = [  # GS and its kin start time-uniform, which is another grid in another frame
-    name for name, kind in registry.solvers.items() if not issubclass(kind, StickTimes)
+    name
+    for name, kind in registry.solvers.items()
+    if not issubclass(kind, StickTimes | Stored)
 ]
-CONSISTENT = [name for name, kind in registry.solvers.items() if kind.consistent]
+CONSISTENT = [
+    name for name, kind in registry.solvers.items() if kind.consistent and kind is not Stored
+]
 NO_LOF = {"lower_order_final": False}
 ORDERS: list[tuple[type[Solver], dict[str, Any], float, float]] = [
     (DDIM, {}, 1.00, 0.15),
@@ -168,4 +173,4 @@ def test_constant_denoiser_is_solved_exactly(name: str, output: Output) -> None:
 
 
 def test_only_the_baseline_that_says_so_is_inconsistent() -> None:
-    assert set(registry.solvers.names()) - set(CONSISTENT) == {"s4s-pc-gas"}
+    assert set(registry.solvers.names()) - set(CONSISTENT) == {"s4s-pc-gas", "stored"}
