@@ -28,7 +28,7 @@ PAIRED = "rmse-teacher"
 NUM_SEEDS, BATCH = 100, 50
 # RMSE-T of an image, recorded against re-run: float32 sums in another order (batch, threads,
 # processor, torch) move it by 3e-7 on cifar16, measured with torch 2.13 and 2.15 on two machines;
-# 300 times that leaves room for a GPU. A table whose third digit is wrong moves it by over 1e-3.
+# 300 times that leaves room for a GPU. A last coefficient off by a thousandth moves it by 1e-3.
 TOLERANCE = 1e-4
 INEXACT = 6e-2  # where the network ran in bfloat16 or TF32: twice what bfloat16 did on digits
 RTOL, ATOL = 1e-6, 1e-9  # of a table of a solver that learns nothing

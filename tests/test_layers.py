@@ -86,6 +86,7 @@ QUICK = [
     "solverbench.baselines.published",
     "solverbench.benchmark.store",
     "solverbench.benchmark.worker",
+    "solverbench.leaderboards.boards",
     "solverbench.leaderboards.notes",
     "solverbench.leaderboards.render",
     "solverbench.leaderboards.tables",

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 STATUS = Path("/proc/self/status")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass
@@ -62,6 +64,21 @@ def _reset_resident() -> int:
     except OSError:
         return _resident("VmHWM")
     return _resident("VmRSS")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next step instead of asking the kernel for it anew.
+
+    A training step frees and takes the activations of a network; giving them back costs some
+    50,000 page faults a step. ``peak_memory`` still gives them back first. Lasts for the process.
+    Nothing happens where the environment sets ``MALLOC_...`` itself, nor without glibc.
+    """
+    if any(key.startswith("MALLOC_") for key in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
 
 
 def _resident(key: str) -> int:

@@ -17,7 +17,7 @@ from solverbench import tensorfile
 from solverbench.backbones.base import Backbone
 from solverbench.benchmark.ema import Ema
 from solverbench.benchmark.feeding import Feed, shuffled
-from solverbench.benchmark.meter import peak_memory
+from solverbench.benchmark.meter import keep_freed_memory, peak_memory
 from solverbench.benchmark.sampling import Progress, Samples
 from solverbench.benchmark.spec import FitSpec
 from solverbench.benchmark.target_cache import TargetCache
@@ -141,6 +141,8 @@ class Fit:
         self.solver, self.lesson, self.spec = solver, lesson, lesson.spec
         self.train = Feed(lesson.train, lesson.backbone.device)
         self.validation = Feed(lesson.validation, lesson.backbone.device)
+        if lesson.backbone.device.type == "cpu":
+            keep_freed_memory()
         self.rng = torch.Generator().manual_seed(lesson.seed)
         task = fit_task(self.spec, lesson.backbone, lesson.distance, self._sample, self.rng)
         self.holding = holding or Holding(self.spec.memory, self.spec.micro_batch)

@@ -1,5 +1,9 @@
 """The fit loop's guards."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -48,3 +52,33 @@ def test_a_usable_step_is_kept_and_counted(fit: Fit) -> None:
     assert fit.skipped == 0
     assert fit.ema.num_updates == 1
     assert not torch.equal(fit.solver.xi.detach(), before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc on Linux")
+def test_freed_memory_is_kept_for_the_next_step_unless_the_environment_decides() -> None:
+    """Page faults of a process that takes and frees 64 MB ten times, with and without the wish."""
+    code = (
+        "import resource, torch\n"
+        "from solverbench.benchmark.meter import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def work():\n"
+        "    parts = [torch.ones(2**18) for _ in range(64)]\n"
+        "work()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): work()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    found = []
+    for extra in ({}, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env=clean | extra,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        found.append(int(ended.stdout))
+    assert found[0] < 1000  # 16,384 pages a round, were they given back
+    assert found[1] > 100_000

@@ -86,8 +86,9 @@ def test_another_scale_backbone_or_solver_or_a_failure_reproduces_nothing(
 
 
 def test_a_trial_run_does_not_stand_for_the_method(fid: Callable[..., Result]) -> None:
-    found = [fid(30.0, iterations=20), fid(4.45, iterations=10_000)]
-    assert state_of(paper(), found).kind == "reproduced"
+    """Nor does the best of several budgets."""
+    found = [fid(4.41, iterations=20), fid(6.0, iterations=10_000)]
+    assert state_of(paper(), found).kind == "differs"
 
 
 def test_settings_that_a_table_names_must_be_those_of_the_record(

@@ -265,9 +265,10 @@ def test_foreign_files_and_links_are_refused_before_anything_is_opened(copy: Pat
     assert refused(copy).endswith("solver.pkl has no place in a submission: records, tableaus, "
                                   "influences only")  # fmt: skip
     (copy / "solver.pkl").unlink()
-    record_of(copy, "gs").unlink()
-    (copy / "nfe03-0123456789ab.json").symlink_to("/dev/zero")
-    assert refused(copy).endswith("is a link or a device; a submission holds plain files")
+    for target in ("/dev/zero", record_of(copy, "gs"), copy.parent):
+        (copy / "nfe03-0123456789ab.json").symlink_to(target)
+        assert refused(copy).endswith("is a link or a device; a submission holds plain files")
+        (copy / "nfe03-0123456789ab.json").unlink()
 
 
 def test_where_the_backbone_does_not_ship_a_gaussian_problem_is_sampled(
