@@ -58,8 +58,6 @@ class Batch:
         ]
 
 
-
-
 class Holding(NamedTuple):
     """How much of a training step is held at once; gradients are equal but for rounding.
 

@@ -4,7 +4,6 @@ from solverbench import registry
 from solverbench.benchmark.conformance import check_solver, gaussian_error
 from solverbench.errors import SolverBenchError
 
-
 FROM_FILES = {"stored"}  # tried with a file in tests/solvers
 
 

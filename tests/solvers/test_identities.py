@@ -21,9 +21,7 @@ from solverbench.solvers.unipc import UniPC2, UniPC3
 from tests.problems import bound, gap, line, vectors
 
 ONE_GRID = [  # GS and its kin start time-uniform, which is another grid in another frame
-    name
-    for name, kind in registry.solvers.items()
-    if not issubclass(kind, StickTimes | Stored)
+    name for name, kind in registry.solvers.items() if not issubclass(kind, StickTimes | Stored)
 ]
 CONSISTENT = [
     name for name, kind in registry.solvers.items() if kind.consistent and kind is not Stored
