@@ -68,11 +68,16 @@ def words(
 def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
     """``key=value`` words as a mapping; values are YAML."""
     from solverbench.baselines.recipe import parse_yaml
+    from solverbench.benchmark.spec import RESERVED
 
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise SolverBenchError(f"option '{pair}': write key=value, for example variant=bh2")
+        if key in RESERVED:
+            raise SolverBenchError(
+                f"option '{pair}': {key} is no option; it has a place of its own"
+            )
         found[key] = parse_yaml(value, f"option '{pair}'")
     return found

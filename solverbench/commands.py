@@ -87,10 +87,7 @@ def _edit(data: dict[str, Any], choice: Choice) -> None:
     """Lay what the command line asks for over a recipe's plain data."""
     if choice.num_images is not None:
         data["evaluation"] = (data.get("evaluation") or {}) | {"num_images": choice.num_images}
-    held = {"max_memory": choice.max_memory, "micro_batch": choice.micro_batch}
-    if any(held.values()):
-        asked = {key: value for key, value in held.items() if value is not None}
-        data["fit"] = (data.get("fit") or {}) | asked
+    _hold(data, choice)
     if choice.backbone is not None and choice.backbone != _name(data.get("backbone")):
         data["backbone"] = choice.backbone
     if choice.solvers:
@@ -109,6 +106,25 @@ def _edit(data: dict[str, Any], choice: Choice) -> None:
     if choice.fast:
         own = data.get("network") or {}
         data["network"] = own | FAST.model_dump() if isinstance(own, dict) else own
+
+
+def _hold(data: dict[str, Any], choice: Choice) -> None:
+    """Set how much of a training step is held at once, for the recipe and for rows of their own."""
+    held = {"max_memory": choice.max_memory, "micro_batch": choice.micro_batch}
+    asked = {key: value for key, value in held.items() if value is not None}
+    if asked:
+        fit = data.get("fit")
+        data["fit"] = _others(fit, asked) | asked if isinstance(fit or {}, dict) else fit
+        for entry in data.get("solvers") or ():
+            if isinstance(entry, dict) and isinstance(entry.get("fit"), dict):
+                entry["fit"] = _others(entry["fit"], asked)
+
+
+def _others(fit: dict[str, Any] | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """A budget without what gives way to the command line's words on what is held at once."""
+    all_three = {"memory", "micro_batch", "max_memory"}
+    gone = all_three if "max_memory" in asked else asked.keys()
+    return {key: value for key, value in (fit or {}).items() if key not in gone}
 
 
 def _name(plugin: object) -> object:

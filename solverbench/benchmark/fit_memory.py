@@ -1,10 +1,13 @@
 """How much of a fit is held at once, and the probe that finds what fits into a budget of bytes."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import torch
 
 from solverbench.benchmark.meter import peak_memory
 from solverbench.benchmark.training import Fit, Lesson
@@ -14,9 +17,10 @@ from solverbench.solvers.base import LearnableSolver
 from solverbench.solvers.fitting import Holding
 
 MARGIN = 1.1  # of a prediction: allocators round and cut
+FAR = 1e18  # bytes: more than fits anywhere
 STEPS = 2  # of a probe; the first loads what is loaded lazily
 FILE = "holding.json"
-Measure = Callable[[Holding], tuple[int, float]]  # peak bytes, seconds of a step
+Measure = Callable[[Holding], tuple[float, float]]  # peak bytes, seconds; infinite: out of memory
 
 
 class Growth(NamedTuple):
@@ -48,14 +52,18 @@ def settled(solver: LearnableSolver, lesson: Lesson, folder: Path) -> Holding:
     if path.exists():
         return Holding(*json.loads(path.read_text()))
 
-    def measure(holding: Holding) -> tuple[int, float]:
+    def measure(holding: Holding) -> tuple[float, float]:
         fit = Fit(_copy_of(solver), lesson, holding)
         fit.rule.skip_ahead()
         with peak_memory(lesson.backbone.device) as peak:
             for _ in range(STEPS):
                 start = time.perf_counter()
-                fit.advance()
-        return peak.bytes, time.perf_counter() - start
+                try:
+                    fit.advance()
+                except torch.OutOfMemoryError:
+                    return math.inf, math.inf
+        seconds = time.perf_counter() - start
+        return (math.inf, math.inf) if fit.portions.halved else (peak.bytes, seconds)
 
     found = cheapest(measure, solver.setting.nfe, spec.batch, spec.max_memory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,25 +95,29 @@ def cheapest(measure: Measure, nfe: int, batch: int, limit: int) -> Holding:
     """
     growth = _growth(measure, nfe, batch)
     tried: list[tuple[float, Holding]] = []
+    least = growth.of(0, 1) * MARGIN
     for holding in _fitting(growth, nfe, batch, limit / MARGIN):
         peak, seconds = measure(holding)
         if peak <= limit:
             tried.append((seconds, holding))
+        else:
+            least = max(least, limit * MARGIN)
         if len(tried) == 3:
             break
     if not tried:
-        least = growth.of(0, 1) * MARGIN
         raise SolverBenchError(
-            f"fit.max_memory of {limit / 1e6:.3g} MB is too little: a step with one pair at a time "
+            f"fit.max_memory of {limit / 1e6:.3f} MB is too little: a step with one pair at a time "
             f"needs some {least / 1e6:.0f} MB; raise it"
         )
-    return min(tried)[1]
+    return min(tried, key=lambda pair: pair[0])[1]
 
 
 def _growth(measure: Measure, nfe: int, batch: int) -> Growth:
     one = measure(Holding("recompute", 1))[0]
-    two = measure(Holding("recompute", 2))[0] if batch > 1 else one
-    all_calls = measure(Holding("store", 1))[0] if nfe > 1 else one
+    if math.isinf(one):
+        raise SolverBenchError("a training step with one pair at a time is out of memory here")
+    two = min(measure(Holding("recompute", 2))[0], FAR) if batch > 1 else one
+    all_calls = min(measure(Holding("store", 1))[0], FAR) if nfe > 1 else one
     pair = max(two - one, 0)
     return Growth(one - pair, pair, max(all_calls - one, 0) / max(nfe - 1, 1))
 

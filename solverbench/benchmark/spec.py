@@ -14,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -21,11 +22,13 @@ from pydantic import (
 from solverbench.byte_sizes import num_bytes
 
 Value = JsonValue
+Whole = Annotated[int, Field(strict=True, ge=1)]  # strict: true is no number
 Bytes = Annotated[int, BeforeValidator(num_bytes)]  # "2GB" becomes 2000000000
 
 BENCHMARK_VERSION = (
     1  # raised when a metric, seeds or protocol change; versions never share a table
 )
+RESERVED = {"name", "backbone", "nfe", "setting"}  # never options of a plugin
 NUM_SEEDS = 2**32  # generators read 32 bits of a seed
 LATER = (  # fields of a fit that older records do not know
     "micro_batch",
@@ -48,6 +51,13 @@ class Named(Model):
 
     name: str
     options: dict[str, Value] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _own(cls, options: dict[str, Value]) -> dict[str, Value]:
+        for key in RESERVED & options.keys():
+            raise ValueError(f"{key} is no option; it has a place of its own")
+        return options
 
 
 class FitSpec(Model):
@@ -95,8 +105,8 @@ class FitSpec(Model):
     ema_warmup: bool = True
     clip: PositiveFloat = 1.0
     select: Literal["last", "best"] | None = None
-    memory: Literal["store", "recompute"] | PositiveInt = "store"
-    micro_batch: PositiveInt | None = None
+    memory: Literal["store", "recompute"] | Whole = "store"
+    micro_batch: Whole | None = None
     max_memory: Bytes | None = None
     pairs: str | None = None
     target_cache: Bytes | None = None
@@ -117,6 +127,9 @@ class FitSpec(Model):
             )
         if self.batch > self.train_size:
             raise ValueError(f"batch {self.batch} is larger than train_size {self.train_size}")
+        chosen = self.memory != "store" or self.micro_batch is not None
+        if self.max_memory is not None and chosen:
+            raise ValueError("max_memory chooses memory and micro_batch itself; leave those out")
         if self.target_cache is None and self.target_cache_dtype != "float32":
             raise ValueError("target_cache_dtype is of no use without target_cache, say 2GB")
         return self

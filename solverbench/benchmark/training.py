@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ def check_fit(
     """
     try:
         state = torch.zeros(1, *backbone.state_shape, device=backbone.device)
+        if spec.target_cache is not None and not getattr(distance, "embeds", False):
+            raise ValueError(
+                f"distance {spec.distance} keeps nothing of the teacher; leave target_cache out"
+            )
         cached_distance(spec, distance)(state, state, torch.zeros(1, dtype=torch.int64))
         rule: object = solver.rule(fit_task(spec, backbone, distance, _unused, torch.Generator()))
     except (ValueError, TypeError) as error:
@@ -279,13 +284,20 @@ class Fit:
             tableau = self.solver.tableau()
         total = 0.0
         for batch in self._validation_batches():
-            noise = self.rule.validation_noise(batch)
-            states = self._sample(tableau, noise, batch.condition)
-            total += float(self.lesson.distance(states, batch.target).sum())
+            total += self.portions.attempt(partial(self._distance, tableau, batch), len(batch))
         return total / len(self.lesson.validation.states)
 
+    def _distance(self, tableau: Tableau, batch: Batch) -> float:
+        """Sum of the distances of validation pairs, as many at once as fit."""
+        total = 0.0
+        for part in self.portions.of(batch):
+            noise = self.rule.validation_noise(part)
+            states = self._sample(tableau, noise, part.condition)
+            total += float(self.lesson.distance(states, part.target).sum())
+        return total
+
     def _validation_batches(self) -> Iterator[Batch]:
-        for batch in self.validation.in_order(4 * (self.portions.size or self.spec.batch)):
+        for batch in self.validation.in_order(4 * self.spec.batch):
             yield replace(batch, validates=True)
 
     def save(self, path: Path) -> None:
@@ -381,11 +393,12 @@ class Fit:
         return held | {"out_of_memory": self.portions.halved}
 
 
-def _numbers(losses: dict[str, Tensor]) -> dict[str, float]:
+def _numbers(given: dict[str, Tensor]) -> dict[str, float]:
     """Scalars of a step on the host, in one transfer for each place that they lie in."""
     found: dict[str, float] = {}
+    losses = {key: torch.as_tensor(value) for key, value in given.items()}
     for device in {value.device for value in losses.values()}:
         there = {key: value for key, value in losses.items() if value.device == device}
-        values = torch.stack([value.double().reshape(()) for value in there.values()])
+        values = torch.stack([value.detach().double().reshape(()) for value in there.values()])
         found |= dict(zip(there, values.tolist(), strict=True))
     return {key: found[key] for key in losses}

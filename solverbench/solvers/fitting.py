@@ -80,7 +80,7 @@ class Portions:
         size: pairs; None for the whole batch.
 
     Attributes:
-        halved: how often memory ran out.
+        halved: how often memory ran out; each time less was worked on at once from then on.
     """
 
     def __init__(self, size: int | None = None) -> None:

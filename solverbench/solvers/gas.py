@@ -167,6 +167,7 @@ class Adversarial(Distillation):
         self._pretrained = load_file(self._path, game.disc_precision) if self._path else None
         if task.state_shape is not None:
             self._fitting(task.state_shape)
+        self._together = True  # fakes and student in the same passes
         self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the first batch
 
     def step(self, batch: Batch, scale: float) -> dict[str, Tensor]:
@@ -314,11 +315,12 @@ class Adversarial(Distillation):
 
     def _pass(self, leaf: Tableau, batch: Batch, rivals: Batch) -> tuple[Tensor | None, Tensor]:
         """The batch's samples where they come with the rivals', else None; the rivals' samples."""
-        if self.task.beside is not None and self.task.portions.size is None:
+        if self.task.beside is not None and self._together and self.task.portions.size is None:
             try:
                 return self.task.beside(leaf, batch, rivals)
             except torch.OutOfMemoryError:
-                pass  # one after the other needs less
+                self._together = False  # one after the other needs less
+                self.task.portions.halved += 1
         return None, self._fakes(leaf.detach(), rivals)
 
     def _judge(self, rivals: Batch, fake: Tensor, lr: float) -> dict[str, Tensor]:

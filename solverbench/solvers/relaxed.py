@@ -225,6 +225,15 @@ class Relaxed(TrainingRule):
         """The distance of each pair, (b,)."""
         return self.task.compare(self.task.sample(tableau, part.noise, part.condition), part)
 
+    def _all_losses(self, tableau: Tableau, batch: Batch) -> Tensor:
+        """The same for a whole batch, (B,), a part at a time."""
+        portions = self.task.portions
+
+        def work() -> list[Tensor]:
+            return [self._losses(tableau, part) for part in portions.of(batch)]
+
+        return torch.cat(portions.attempt(work, len(batch)))
+
     @torch.no_grad()
     def _move(self, name: str, batch: Batch, start: Tensor, before: Tensor) -> Tensor:
         """Plain gradient descent on the noise, within the ball, where it lowers the loss.
@@ -243,8 +252,7 @@ class Relaxed(TrainingRule):
         offsets = into_ball(start - self.shift_lr * start.grad, radius)
         tableau = self.solver.tableau().detach()
         moved = replace(batch, noise=batch.noise + offsets)
-        after = [self._losses(tableau, part) for part in self.task.portions.of(moved)]
-        accepted = torch.cat(after) < before
+        accepted = self._all_losses(tableau, moved) < before
         self.sets[name].put(batch, offsets, accepted)
         return accepted
 
@@ -253,7 +261,7 @@ class Relaxed(TrainingRule):
         with torch.no_grad():
             tableau = self.solver.tableau().detach()
         if not self.radius:
-            return self._losses(tableau, batch), False
+            return self._all_losses(tableau, batch), False
         start, losses = self._begin("validation", batch, tableau)
         assert start is not None
         return losses, bool(self._move("validation", batch, start, losses).any())

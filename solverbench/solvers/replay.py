@@ -4,7 +4,9 @@ Forward and backward touch image-sized tensors four times a call: a product of a
 there and a copy on the way out, the same product and an update of rank one on the way back.
 """
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,8 @@ class Plan:
             uses and frees before it runs the others again.
         beside: last rows of the batch that take no gradient.
         on_call: told the number of each call before it is made.
+        autocast: type that the network's layers are narrowed to, as where the pass was asked for;
+            never the arithmetic between calls.
     """
 
     evaluate: Evaluate
@@ -36,13 +40,20 @@ class Plan:
     stored: int = 0
     beside: int = 0
     on_call: Callable[[int], None] | None = None
+    autocast: torch.dtype | None = None
 
     def call(self, x: Tensor, t: Tensor, rows: slice) -> Tensor:
         """The network's output for some rows of the batch, (b, C, H, W)."""
         condition = self.condition
         whole = rows == slice(None) or condition is None
-        with stage("network forward"):
-            return self.evaluate(x[rows], t, condition if whole else condition[rows])
+        with stage("network forward"), self._narrowed(x.device.type):
+            e = self.evaluate(x[rows], t, condition if whole else condition[rows])
+        return e.to(x.dtype)
+
+    def _narrowed(self, device: str) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device, self.autocast)
 
 
 def play(plan: Plan, A: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
@@ -54,8 +65,17 @@ def play(plan: Plan, A: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
         tau: times, (N,), float64.
         noise: unit-variance noise, (B, C, H, W).
     """
-    rows, times = _moved(A.detach(), tau.detach(), noise)
-    return _forward(plan, rows, times, noise.detach())[0]
+    with _exactly(noise):
+        rows, times = _moved(A.detach(), tau.detach(), noise)
+        return _forward(plan, rows, times, noise.detach())[0]
+
+
+def _exactly(noise: Tensor) -> AbstractContextManager[Any]:
+    """No autocast between calls."""
+    device = noise.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 class Replay(torch.autograd.Function):
@@ -68,8 +88,9 @@ class Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, A: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
         """Samples (B, C, H, W); arguments as those of ``play``."""
-        rows, times = _moved(A, tau, noise)
-        final, held, ctx.kept = _forward(plan, rows, times, noise, ctx.needs_input_grad[2])
+        with _exactly(noise):
+            rows, times = _moved(A, tau, noise)
+            final, held, ctx.kept = _forward(plan, rows, times, noise, ctx.needs_input_grad[2])
         ctx.plan, ctx.shape = plan, noise.shape
         ctx.save_for_backward(held, rows, times)
         return final
@@ -78,7 +99,7 @@ class Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of A, tau and the noise, None where they are not wanted."""
-        with stage("solver algebra"):
+        with stage("solver algebra"), _exactly(grads[0]):
             return None, *_backward(ctx, grads[0])
 
 
@@ -109,7 +130,7 @@ def _forward(
                     e = torch.cat([e, plan.call(x, times[j], slice(own, None))])
             held[j + 1] = e.reshape(-1)
         final = (rows[num] @ held).view_as(noise)
-    return final, held[:, : own * noise[0].numel()], kept
+    return final, held[:, : own * math.prod(noise.shape[1:])], kept
 
 
 def _recorded(plan: Plan, x: Tensor, t: Tensor, learns_times: bool) -> tuple[list[Tensor], Tensor]:
@@ -138,9 +159,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs, e = kept
         del kept
         with stage("network backward"):
-            found = torch.autograd.grad(
-                e, inputs, adjoint[j + 1].view(shape), allow_unused=True, materialize_grads=True
-            )
+            found = _slopes(e, inputs, adjoint[j + 1].view(shape))
         del e
         slope = found[0].reshape(-1)
         row_slopes[j, : j + 1] = held[: j + 1] @ slope
@@ -154,3 +173,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         noise_slope = grad.new_zeros(ctx.shape)
         noise_slope[:own] = adjoint[0].view(shape)
     return A_slope.view_as(rows), tau_slope, noise_slope
+
+
+def _slopes(e: Tensor, inputs: list[Tensor], adjoint: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of what a call depends on; zeros where its output does not."""
+    if not e.requires_grad:
+        return tuple(map(torch.zeros_like, inputs))
+    return torch.autograd.grad(e, inputs, adjoint, allow_unused=True, materialize_grads=True)

@@ -280,18 +280,19 @@ def sample(
         ValueError: for an unknown ``memory`` or a ``beside`` that leaves nothing.
     """
     check_match(backbone, tableau, noise)
-    if not 0 <= beside < len(noise):
+    if beside and not 0 <= beside < len(noise):
         raise ValueError(f"beside is {beside}; it lies between 0 and {len(noise) - 1}")
-    stored = _stored(memory, tableau.nfe)
+    stored, device = _stored(memory, tableau.nfe), noise.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     if torch.is_grad_enabled() and (
         tableau.A.requires_grad or tableau.tau.requires_grad or noise.requires_grad
     ):
-        plan = Plan(backbone.evaluate, condition, stored, beside, on_call)
+        plan = Plan(backbone.evaluate, condition, stored, beside, on_call, narrow)
         recorded: Any = Replay.apply  # its stubs differ between versions of torch
         final: Tensor = recorded(plan, tableau.A, tableau.tau, noise)
         return final
     with torch.no_grad():
-        plan = Plan(backbone.evaluate, condition, on_call=on_call)
+        plan = Plan(backbone.evaluate, condition, on_call=on_call, autocast=narrow)
         return play(plan, tableau.A, tableau.tau, noise)
 
 

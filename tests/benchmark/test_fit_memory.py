@@ -1,5 +1,6 @@
 """The probe that chooses how much of a training step is held at once."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from solverbench.benchmark.fit_memory import FILE, cheapest, settled
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.sampling import Samples
 from solverbench.benchmark.spec import FitSpec
-from solverbench.benchmark.training import Fit, Lesson
+from solverbench.benchmark.training import Fit, Lesson, check_fit
 from solverbench.commands import Choice, chosen_recipe, specs_of
 from solverbench.errors import SolverBenchError
 from solverbench.solvers import LearnableSolver
@@ -76,7 +77,7 @@ def test_nothing_above_the_limit_is_tried_after_the_smallest_steps(limit: int) -
 
 
 def test_a_budget_below_one_pair_says_how_much_is_needed() -> None:
-    with pytest.raises(SolverBenchError, match=r"max_memory of 0.00011 MB is too little.*raise it"):
+    with pytest.raises(SolverBenchError, match=r"max_memory of 0.000 MB is too little.*raise it"):
         cheapest(Probe(), NFE, BATCH, 110)
 
 
@@ -156,9 +157,82 @@ def test_two_hundred_steps_end_alike_whatever_is_held() -> None:
 
 
 def test_the_command_line_sets_what_is_held_for_every_row() -> None:
-    choice = Choice(max_memory="6GB", micro_batch=4)
-    fits = [spec.fit for spec in specs_of(chosen_recipe("smoke", choice)) if spec.fit]
-    assert fits
-    assert {(fit.max_memory, fit.micro_batch) for fit in fits} == {(6 * 10**9, 4)}
+    for choice, wanted in (
+        (Choice(max_memory="6GB"), (6 * 10**9, None)),
+        (Choice(micro_batch=4), (None, 4)),
+    ):
+        fits = [spec.fit for spec in specs_of(chosen_recipe("smoke", choice)) if spec.fit]
+        assert {(fit.max_memory, fit.micro_batch) for fit in fits} == {wanted}
     with pytest.raises(SolverBenchError, match="is no size of memory"):
         chosen_recipe("smoke", Choice(max_memory="lots"))
+
+
+def test_the_command_line_has_the_last_word_on_what_a_row_holds(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "{name: mine, backbone: digits, nfe: 4, fit: {memory: recompute}, "
+        "teacher: {solver: dpmpp-2m, nfe: 20}, solvers: [{name: gs, fit: {micro_batch: 2}}]}"
+    )
+    for choice, wanted in (
+        (Choice(max_memory="1GB"), ("store", None, 10**9)),
+        (Choice(micro_batch=3), ("recompute", 3, None)),
+    ):
+        fits = [spec.fit for spec in specs_of(chosen_recipe(str(path), choice)) if spec.fit]
+        found = {(fit.memory, fit.micro_batch, fit.max_memory) for fit in fits}
+        assert found == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"max_memory": "1GB", "memory": "recompute"}, "chooses memory and micro_batch itself"),
+        ({"max_memory": "1GB", "micro_batch": 2}, "chooses memory and micro_batch itself"),
+        ({"memory": True}, "memory"),
+        ({"memory": 0}, "memory"),
+        ({"micro_batch": True}, "micro_batch"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(facts: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        FitSpec(**facts)  # type: ignore[arg-type]
+
+
+def test_a_probe_that_runs_out_of_memory_says_so() -> None:
+    with pytest.raises(SolverBenchError, match="one pair at a time is out of memory"):
+        cheapest(lambda holding: (math.inf, math.inf), NFE, BATCH, 1000)
+    found = cheapest(
+        lambda h: (math.inf, math.inf) if h == Holding() else (peak_of(h), seconds_of(h)),
+        NFE,
+        BATCH,
+        1000,
+    )
+    assert found == Holding("store", 4)
+
+
+def test_validation_that_does_not_fit_is_done_in_parts() -> None:
+    solver, given = lesson()
+    whole = Fit(solver, given).validate()
+    raw = given.backbone.raw
+
+    def small(x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("made up")
+        return raw(x, t, condition)  # type: ignore[arg-type]
+
+    given.backbone.raw = small  # type: ignore[method-assign]
+    fit = Fit(solver, given)
+    assert fit.validate() == pytest.approx(whole, rel=1e-5)  # float32 in other batches
+    assert fit.portions.size == 2
+
+
+def test_a_cache_that_would_keep_nothing_is_refused() -> None:
+    solver, given = lesson(target_cache="1MB")
+    with pytest.raises(SolverBenchError, match="l2 keeps nothing of the teacher"):
+        check_fit(given.spec, given.backbone, solver, given.distance)  # type: ignore[arg-type]
+
+
+def test_a_rule_may_report_plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Fit(*lesson())
+    monkeypatch.setattr(fit.rule, "step", lambda batch, scale: {"loss": 0.25})
+    fit.advance()
+    assert fit.log[-1] == {"iteration": 1, "loss": 0.25}

@@ -91,7 +91,7 @@ def test_where_memory_ends_the_batch_is_split(
 def test_fakes_go_alone_where_both_are_too_much() -> None:
     found, portions = trained("gas", None, limit=NUM, joint=True)
     assert_close(found, trained("gas", None)[0])
-    assert portions.halved == 0
+    assert (portions.size, portions.halved) == (None, 1)  # counted, and not tried again
 
 
 def test_one_pair_that_is_too_much_is_an_error() -> None:
@@ -108,3 +108,28 @@ def test_parts_hold_all_pairs_in_order() -> None:
     assert torch.equal(torch.cat([part.rows for part in parts]), batch.rows)
     assert all(part.validates for part in parts)
     assert batch.parts(5)[0] is batch
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_the_noise_of_validation_pairs_moves_by_the_whole_batch_whatever_fits(limit: int) -> None:
+    """LD3 moves it along the gradient of a mean over the batch, which parts must not change."""
+    found = []
+    for most in (99, limit):
+        backbone, portions = Gaussian(shape=(1, 8, 8)), Portions()
+
+        def run(
+            tableau: Tableau, noise: Tensor, condition: Any, most: int = most, on: Any = backbone
+        ) -> Tensor:
+            if len(noise) > most:
+                raise torch.OutOfMemoryError("made up")
+            return sample(on, tableau, noise, condition)
+
+        facts = {"num_train": NUM, "num_validation": NUM, "portions": portions}
+        task = FitTask(run, l2, 1e-3, 1.0, torch.Generator().manual_seed(7), **facts)  # type: ignore[arg-type]
+        rule = bound(LD3UniPC, backbone, 3, radius=0.05).rule(task)
+        noise = backbone.noise(range(NUM)).double()
+        batch = Batch(noise, 0.3 * noise.flip(0), None, torch.arange(NUM), validates=True)
+        rule.round_ended([batch])
+        found.append(rule.state())
+    assert portions.halved > 0
+    assert_close(found[1], found[0])

@@ -214,3 +214,37 @@ def test_recomputing_keeps_states_and_outputs_alone() -> None:
     state = noise.numel() * 4
     assert kept[0] < 6 * state
     assert kept[1] - kept[0] < 4 * (state + 200)  # and the rows of the table
+
+
+@pytest.mark.parametrize("memory", SETTINGS)
+def test_autocast_narrows_the_network_and_nothing_between_its_calls(memory: object) -> None:
+    """The network here has no layer that autocast knows, so results are equal to the last bit."""
+    problem, found = Gaussian(), []
+    for enabled in (False, True):
+        solver, z = bound(GS, problem, 4), problem.noise(range(3)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            final = sample(problem, solver.tableau(), z, memory=memory)  # type: ignore[arg-type]
+            with torch.no_grad():
+                plain = sample(problem, solver.tableau(), z)
+        final.sum().backward()
+        found.append((final.detach(), plain, z.grad))
+    for exact, narrowed in zip(*found, strict=True):
+        assert narrowed.dtype == torch.float32
+        assert torch.equal(exact, narrowed)
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_a_network_that_looks_at_nothing_has_no_slope(memory: str) -> None:
+    problem = Gaussian()
+    problem.evaluate = lambda x, t, condition=None: torch.ones_like(x).detach()  # type: ignore[method-assign]
+    z = problem.noise([0, 1]).double().requires_grad_()
+    tableau = bound(GS, problem, 3).tableau().detach()
+    sample(problem, tableau, z, memory=memory).sum().backward()  # type: ignore[arg-type]
+    assert torch.allclose(z.grad, tableau.A[3, 0].expand_as(z))
+
+
+def test_no_noise_is_no_sample() -> None:
+    problem = Gaussian()
+    problem.evaluate = lambda x, t, condition=None: x  # type: ignore[method-assign]
+    none = problem.noise([0])[:0]
+    assert sample(problem, bound(GS, problem, 3).tableau().detach(), none).shape == none.shape
