@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from solverbench.benchmark.distances import Distance
+from solverbench.benchmark.spec import FitSpec
 from solverbench.errors import SolverBenchError
 
 Embedded = tuple[Tensor, ...]
+Compare = Callable[[Tensor, Tensor], Tensor]
 
 
 class TargetCache:
@@ -94,3 +96,10 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 def _wide(part: Tensor) -> Tensor:
     return part.float() if part.dtype == torch.bfloat16 else part
+
+
+def cached_distance(spec: FitSpec, distance: Compare) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``distance(student, target)`` told the rows (B,) of the training set, which it may keep."""
+    if spec.target_cache is None:
+        return lambda student, target, rows: distance(student, target)
+    return TargetCache(distance, spec.target_cache, spec.target_cache_dtype).distances

@@ -21,7 +21,7 @@ from solverbench.benchmark.feeding import Feed, shuffled
 from solverbench.benchmark.meter import keep_freed_memory, peak_memory
 from solverbench.benchmark.sampling import Progress, Samples
 from solverbench.benchmark.spec import FitSpec
-from solverbench.benchmark.target_cache import TargetCache
+from solverbench.benchmark.target_cache import cached_distance
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
 from solverbench.solvers.base import LearnableSolver
@@ -108,15 +108,6 @@ def check_fit(
         raise SolverBenchError(
             f"rule() of {solver.title} gave {type(rule).__name__}; it must give a TrainingRule"
         )
-
-
-def cached_distance(
-    spec: FitSpec, distance: Distance
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``distance(student, target)`` told the rows (B,) of the training set, which it may keep."""
-    if spec.target_cache is None:
-        return lambda student, target, rows: distance(student, target)
-    return TargetCache(distance, spec.target_cache, spec.target_cache_dtype).distances
 
 
 def _unused(tableau: Tableau, noise: Tensor, condition: Any) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import solverbench
 from solverbench.benchmark.rows import IN_MEMORY
 from tests.benchmark.teacher_store import STATUS, make
 
@@ -22,7 +21,7 @@ def test_memory_does_not_grow_with_the_teacher_set(tmp_path: Path) -> None:
 
     Links stand for most of the shards: each is mapped by itself, so its pages count again.
     """
-    root = Path(solverbench.__file__).parents[1]
+    root = Path(__file__).parents[2]
     found = []
     for num in (10, 40):
         folder = tmp_path / str(num)
