@@ -40,7 +40,8 @@ def accelerated(backbone: Backbone, network: NetworkSpec) -> Backbone:
         set_precision(network)
     module: Any = backbone.network
     if network.channels_last:
-        nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place: Any = nn.Module.to  # the stubs of its overloads differ between versions
+        place(module, memory_format=torch.channels_last)
     if network.autocast or network.compile:
         module.forward = Forward(module, network, backbone.device)
     return backbone
