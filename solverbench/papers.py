@@ -98,15 +98,9 @@ def _trained(
     """The recipe of a part without its transfers, and the cells of each row."""
     recipe = part_recipe(part, title, None, seeds)
     teachers = tuple(spec for spec in cells(recipe, _learns) if spec.is_teacher)
-    specs: dict[str, tuple[RunSpec, ...]] = {}
-    place = 0
-    for line in part.rows:
-        num = len(line.solvers)
-        own = recipe.model_copy(update={"solvers": recipe.solvers[place : place + num]})
-        place += num
-        students = tuple(s for s in cells(own, _learns) if not s.is_teacher) if num else ()
-        specs[line.label] = teachers if line.teacher else students
-    return recipe, specs
+    students = _cells_of_rows(recipe, part.rows)
+    own = {line.label: teachers for line in part.rows if line.teacher}
+    return recipe, students | own
 
 
 def _transferred(
@@ -123,13 +117,20 @@ def _transferred(
         line.model_copy(update={"solvers": _files(part, line, root, known)}) for line in lines
     ]
     recipe = part_recipe(part, title, stored)
-    specs, place = {}, 0
-    for line in stored:
-        own = recipe.solvers[place : place + len(line.solvers)]
-        place += len(line.solvers)
-        found = cells(recipe.model_copy(update={"solvers": own}), _learns)
-        specs[line.label] = tuple(s for s in found if not s.is_teacher)
-    return recipe, specs
+    return recipe, _cells_of_rows(recipe, stored)
+
+
+def _cells_of_rows(recipe: Recipe, lines: Sequence[Line]) -> dict[str, tuple[RunSpec, ...]]:
+    """The students of each row; a recipe lists the solvers of its rows one after the other."""
+    specs: dict[str, tuple[RunSpec, ...]] = {}
+    place = 0
+    for line in lines:
+        num = len(line.solvers)
+        own = recipe.model_copy(update={"solvers": recipe.solvers[place : place + num]})
+        found = cells(own, _learns) if num else []
+        specs[line.label] = tuple(spec for spec in found if not spec.is_teacher)
+        place += num
+    return specs
 
 
 def _files(

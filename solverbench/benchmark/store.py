@@ -5,9 +5,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,11 +129,21 @@ def _read_influences(path: Path) -> tuple[dict[str, Influence], str]:
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError):
         return {}, ""
+    return found, checksum_of(facts, found)
+
+
+def checksum_of(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """What ``tensorfile.write`` puts into the header of a file, computed without torch.
+
+    Args:
+        facts: the header's JSON text, as it stands there.
+        tensors: by name.
+    """
     digest = hashlib.sha256(facts.encode())
-    for key in sorted(found):
-        digest.update(f"{key} torch.{found[key].dtype} {found[key].shape}".encode())
-        digest.update(np.ascontiguousarray(found[key]).data)
-    return found, digest.hexdigest()
+    for key in sorted(tensors):
+        digest.update(f"{key} torch.{tensors[key].dtype} {tensors[key].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[key]).data)
+    return digest.hexdigest()
 
 
 def _disagreement(result: Result, metric: str, influence: Influence) -> str:

@@ -1,6 +1,5 @@
 """Our safetensors files read without torch: tensors, facts, and whether the checksum fits."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from solverbench.benchmark.results import Result
+from solverbench.benchmark.store import checksum_of
 from solverbench.errors import SolverBenchError
 
 TABLEAU = "solverbench-tableau-1"
@@ -51,11 +51,7 @@ def read_tensors(path: Path) -> Stored:
         raise SolverBenchError(f"{path} is torn or no file of solverbench") from error
     if set(head) != HEADER or not isinstance(facts, dict):
         raise SolverBenchError(f"{path} is no file of solverbench: its header has other texts")
-    digest = hashlib.sha256(head["facts"].encode())
-    for key in sorted(tensors):
-        digest.update(f"{key} torch.{tensors[key].dtype} {tensors[key].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[key]).data)
-    if digest.hexdigest() != head["sha256"]:
+    if checksum_of(head["facts"], tensors) != head["sha256"]:
         raise SolverBenchError(f"{path} is damaged: its checksum does not fit")
     return Stored(head["format"], tensors, facts, head["sha256"])
 
