@@ -1,5 +1,6 @@
 """The R3GAN discriminator, its losses and one step of its training; a leaf."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -328,10 +329,24 @@ def discriminator_gradient(
     return {key: torch.cat([terms[key] for terms in found]).mean() for key in found[0]}
 
 
+def adam_of(parameters: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Adam:
+    """The discriminator's optimiser; fused on CUDA, where it leaves out a step by itself."""
+    return torch.optim.Adam(parameters, fused=True if device.type == "cuda" else None)
+
+
 def step_where_finite(discriminator: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """One step of the optimiser; none where a gradient is not finite."""
+    """One step of the optimiser; none where a gradient is not finite.
+
+    A fused optimiser is told so on the device, by the sign that PyTorch's gradient scaler gives it,
+    and nothing waits.
+    """
     grads = [p.grad for p in discriminator.parameters() if p.grad is not None]
-    if bool(torch.stack([grad.sum() for grad in grads]).isfinite().all()):
+    finite = torch.stack([grad.sum() for grad in grads]).isfinite().all()
+    if optimiser.defaults.get("fused"):
+        told: Any = optimiser
+        told.found_inf = (~finite).float()
+        optimiser.step()
+    elif bool(finite):
         optimiser.step()
 
 

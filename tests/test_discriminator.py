@@ -207,10 +207,31 @@ def test_unknown_preset_lists_those_there_are() -> None:
         preset("large", 3, torch.Generator())
 
 
-def test_step_that_is_not_finite_changes_nothing() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_step_that_is_not_finite_changes_nothing_and_later_steps_do(fused: bool) -> None:
+    """Fused is what a CUDA device has; it runs on the CPU too."""
     made, data = case("plain")
+    adam = torch.optim.Adam(made.parameters(), fused=fused)
+    pair = data["real"], data["fake"]
+    discriminator_step(made, adam, pair, GAMMA)
     before = {key: value.clone() for key, value in made.state_dict().items()}
-    adam = torch.optim.Adam(made.parameters())
-    discriminator_step(made, adam, (data["real"] * torch.nan, data["fake"]), GAMMA)
+    moments = [{k: v.clone() for k, v in state.items()} for state in adam.state.values()]
+    discriminator_step(made, adam, (pair[0] * torch.nan, pair[1]), GAMMA)
     for key, value in made.state_dict().items():
         assert torch.equal(value, before[key])
+    for state, kept in zip(adam.state.values(), moments, strict=True):
+        assert all(torch.equal(value, kept[key]) for key, value in state.items())
+    discriminator_step(made, adam, pair, GAMMA)
+    assert any(not torch.equal(v, before[k]) for k, v in made.state_dict().items())
+
+
+def test_a_fused_optimiser_takes_the_steps_of_the_plain_one() -> None:
+    found = []
+    for fused in (False, True):
+        made, data = case("plain")
+        adam = torch.optim.Adam(made.parameters(), fused=fused)
+        for _ in range(3):
+            discriminator_step(made, adam, (data["real"], data["fake"]), GAMMA)
+        found.append(made.state_dict())
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-9, atol=1e-12)  # order of sums

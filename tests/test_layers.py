@@ -37,6 +37,7 @@ LEAVES = {
 CONTRACTS = {
     "solverbench.solvers.base",
     "solverbench.solvers.fitting",
+    "solverbench.solvers.replay",
     "solverbench.solvers.schedules",
     "solverbench.solvers.tableau",
     "solverbench.backbones.base",

@@ -1,7 +1,7 @@
 """What a backbone is: a pretrained denoiser with its schedule, noise, conditions and decoding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +19,26 @@ class Condition:
 
     Attributes:
         labels: classes, or places of prompts among ``Backbone.prompt_lines``, (B,), int64.
+        context: what the network makes of them, (B, ...), once ``Backbone.prepared`` has done so.
     """
 
     labels: Tensor
+    context: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> "Condition":
         """Some of the rows."""
-        return Condition(self.labels[rows])
+        return Condition(self.labels[rows], None if self.context is None else self.context[rows])
 
     def joined(self, other: "Condition") -> "Condition":
-        """The rows of both, these first."""
-        return Condition(torch.cat([self.labels, other.labels]))
+        """The rows of both, these first; prepared where both are."""
+        parts = self.context, other.context
+        both = None if parts[0] is None or parts[1] is None else torch.cat([parts[0], parts[1]])
+        return Condition(torch.cat([self.labels, other.labels]), both)
 
     def to(self, device: torch.device) -> "Condition":
         """The same on another device."""
-        return Condition(self.labels.to(device))
+        context = None if self.context is None else self.context.to(device)
+        return Condition(self.labels.to(device), context)
 
 
 @dataclass
@@ -49,6 +54,12 @@ class Count:
     calls: int = 0
     rows: int = 0
     samples: int = 0
+
+    def add(self, other: "Count", times: int = 1) -> None:
+        """Count what ``other`` has counted, so many times."""
+        self.calls += times * other.calls
+        self.rows += times * other.rows
+        self.samples += times * other.samples
 
 
 class Backbone(ABC):
@@ -70,6 +81,7 @@ class Backbone(ABC):
         quantisation: 8-bit rule of its images, ``edm`` (rounds) or ``adm`` (floors).
         prompt_lines: prompts by their labels; empty where conditions are no text.
         device: where it lives.
+        player: makes passes without gradients in place of ``replay.play``, where it is set.
     """
 
     name: ClassVar[str]
@@ -84,7 +96,8 @@ class Backbone(ABC):
     quantisation: Literal["edm", "adm"] = "edm"
     prompt_lines: Sequence[str] = ()
     device: torch.device = torch.device("cpu")
-    _count: Count | None = None
+    player: Callable[..., Tensor] | None = None
+    _counts: tuple[Count, ...] = ()
 
     @abstractmethod
     def raw(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
@@ -92,9 +105,9 @@ class Backbone(ABC):
 
     def evaluate(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """One counted evaluation: ``raw`` for x (B, C, H, W) at time t ()."""
-        if self._count is not None:
-            self._count.calls += 1
-            self._count.samples += len(x)
+        for count in self._counts:
+            count.calls += 1
+            count.samples += len(x)
         return self.raw(x, t, condition)
 
     def predict(self, x: Tensor, t: Time, condition: Condition | None = None) -> Prediction:
@@ -130,22 +143,31 @@ class Backbone(ABC):
         """What follows from the seeds; None for an unconditional model."""
         return None
 
+    def prepared(self, condition: Condition) -> Condition:
+        """The same on this device, with all that ``raw`` would have to look up on the host."""
+        return condition.to(self.device)
+
     def decode(self, x: Tensor) -> Tensor:
         """Images in [-1, 1], not clamped, (B, C', H', W'); differentiable."""
         return x
 
     @contextmanager
     def counting(self) -> Iterator[Count]:
-        """Count evaluations and network rows inside the block."""
+        """Count evaluations and network rows inside the block; blocks may lie in one another."""
         count = Count()
 
         def seen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             count.rows += len(args[0])
 
-        handle, before = self.network.register_forward_pre_hook(seen), self._count
-        self._count = count
+        handle, before = self.network.register_forward_pre_hook(seen), self._counts
+        self._counts = (*before, count)
         try:
             yield count
         finally:
             handle.remove()
-            self._count = before
+            self._counts = before
+
+    def count_again(self, use: Count, times: int = 1) -> None:
+        """Count work that was recorded and is now repeated (or, times -1, was never done)."""
+        for count in self._counts:
+            count.add(use, times)

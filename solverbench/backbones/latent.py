@@ -101,13 +101,18 @@ class LatentBackbone(Backbone):
     def null_context(self, num: int) -> Tensor | None:
         """The same for no condition, (num, tokens, width); None for a model without conditions."""
 
+    def prepared(self, condition: Condition) -> Condition:
+        """With what the network attends to."""
+        return Condition(condition.labels.to(self.device), self.context(condition.labels))
+
     def raw(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """The network's noise for x (B, C, H, W) at time t (), guided."""
         step = (1000 * float64(t) - 1).to(self.device, torch.float32).expand(len(x))
         null = self.null_context(len(x))
         if condition is None:
             return self._half(x, step, null)
-        cond = self.context(condition.labels)
+        known = condition.context
+        cond = self.context(condition.labels) if known is None else known
         if self.guidance == 1:
             return self._half(x, step, cond)
         assert null is not None  # who knows conditions knows what none of them is

@@ -1,4 +1,4 @@
-"""The network at speed: memory format, autocast, TF32, cuDNN's choice, compilation.
+"""The network at speed: memory format, autocast, TF32, cuDNN's choice, compilation, graphs.
 
 All of it is put into the backbone's own network, below its hooks, so that every caller gets it and
 the counter counts as before. ``accelerated`` is meant for a backbone that was loaded for it: what
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from solverbench.backbones.base import Backbone
+from solverbench.benchmark.graphs import CudaRecorder, Graphs, first_line
 from solverbench.benchmark.spec import NetworkSpec, Value
+from solverbench.errors import SolverBenchError
 
 VERSIONS = 128  # of one class: places in the network, with and without gradients, batch sizes
 
@@ -35,15 +37,25 @@ def accelerated(backbone: Backbone, network: NetworkSpec) -> Backbone:
 
     Returns:
         The same backbone. Its evaluations keep the type of the state.
+
+    Raises:
+        SolverBenchError: where graphs are asked for and the backbone is not on a CUDA device.
     """
     if backbone.device.type == "cuda":
         set_precision(network)
+    elif network.cuda_graphs:
+        raise SolverBenchError(
+            f"network.cuda_graphs needs a CUDA device; backbone {backbone.name} is on "
+            f"{backbone.device}. Leave the setting out or give the backbone device=cuda"
+        )
     module: Any = backbone.network
     if network.channels_last:
         place: Any = nn.Module.to  # the stubs of its overloads differ between versions
         place(module, memory_format=torch.channels_last)
     if network.autocast or network.compile:
         module.forward = Forward(module, network, backbone.device)
+    if network.cuda_graphs:
+        backbone.player = Graphs(backbone, CudaRecorder(backbone.device))
     return backbone
 
 
@@ -59,9 +71,10 @@ def set_precision(network: NetworkSpec) -> None:
 
 
 def facts_of(backbone: Backbone) -> dict[str, Value]:
-    """What a record must say beyond its spec: what was compiled, or why nothing was."""
-    forward = vars(backbone.network).get("forward")
-    return forward.facts if isinstance(forward, Forward) else {}
+    """What a record must say beyond its spec: what was compiled or recorded, or why nothing was."""
+    forward, player = vars(backbone.network).get("forward"), backbone.player
+    compiled = forward.facts if isinstance(forward, Forward) else {}
+    return compiled | (player.facts if isinstance(player, Graphs) else {})
 
 
 class Forward:
@@ -131,8 +144,7 @@ class Forward:
             block._compiled_call_impl = None
         self.quick = self.plain
         self.facts.pop("network_compiled", None)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = f"{type(error).__name__}: {lines[0] if lines else 'no reason'}"
+        why = first_line(error)
         self.facts["network_not_compiled"] = why
         warnings.warn(f"the network runs uncompiled; {why}", RuntimeWarning, stacklevel=2)
 

@@ -144,6 +144,7 @@ class NetworkSpec(Model):
         tf32: ten bits in products of convolutions and matrices, where the GPU can.
         autocast: type that its layers compute in; state and times keep theirs.
         compile: by ``torch.compile``, in blocks where it repeats some.
+        cuda_graphs: passes without gradients are recorded once for each shape and replayed.
 
     Only what is switched on counts in the hash.
     """
@@ -153,6 +154,7 @@ class NetworkSpec(Model):
     tf32: bool = False
     autocast: Literal["bfloat16"] | None = None
     compile: bool = False
+    cuda_graphs: bool = False
 
     @model_serializer(mode="wrap")
     def _switched_on(self, handler: SerializerFunctionWrapHandler) -> dict[str, Value]:

@@ -15,6 +15,7 @@ from solverbench.discriminator import (
     LATENT,
     PRESETS,
     R3GANDiscriminator,
+    adam_of,
     discriminator_gradient,
     generator_loss,
     of_state,
@@ -287,7 +288,7 @@ class Adversarial(Distillation):
         made.dtypes = self._pretrained.dtypes if self._pretrained else None
         self.discriminator = made.to(batch.noise)
         learned = dict(made.named_parameters())
-        self.adam = torch.optim.Adam(learned.values())
+        self.adam = adam_of(learned.values(), batch.noise.device)
         load_moments(self.adam, learned, {k: v.to(batch.noise.device) for k, v in held.items()})
         self._stored = None
 

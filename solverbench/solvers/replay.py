@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from solverbench.stages import stage
 
 Evaluate = Callable[[Tensor, Tensor, Any], Tensor]
+Play = Callable[["Plan", Tensor, Tensor, Tensor], Tensor]  # what ``play`` does
 Kept = dict[int, tuple[list[Tensor], Tensor]]  # by call: what the output depends on, the output
 
 
@@ -66,8 +67,13 @@ def play(plan: Plan, A: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
         noise: unit-variance noise, (B, C, H, W).
     """
     with _exactly(noise):
-        rows, times = _moved(A.detach(), tau.detach(), noise)
-        return _forward(plan, rows, times, noise.detach())[0]
+        return played(plan, *moved(A.detach(), tau.detach(), noise), noise.detach())
+
+
+def played(plan: Plan, rows: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+    """Samples (B, C, H, W) from arguments on one device, as ``moved`` gives them."""
+    with _exactly(noise):
+        return _forward(plan, rows, times, noise)[0]
 
 
 def _exactly(noise: Tensor) -> AbstractContextManager[Any]:
@@ -89,7 +95,7 @@ class Replay(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, A: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
         """Samples (B, C, H, W); arguments as those of ``play``."""
         with _exactly(noise):
-            rows, times = _moved(A, tau, noise)
+            rows, times = moved(A, tau, noise)
             final, held, ctx.kept = _forward(plan, rows, times, noise, ctx.needs_input_grad[2])
         ctx.plan, ctx.shape = plan, noise.shape
         ctx.save_for_backward(held, rows, times)
@@ -103,7 +109,7 @@ class Replay(torch.autograd.Function):
             return None, *_backward(ctx, grads[0])
 
 
-def _moved(A: Tensor, tau: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def moved(A: Tensor, tau: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients in the type of the states, times in their own; one transfer for both."""
     packed = torch.cat([A.reshape(-1), tau]).to(noise.device)
     return packed[: A.numel()].view_as(A).to(noise.dtype), packed[A.numel() :]

@@ -12,14 +12,14 @@ from solverbench import tensorfile
 from solverbench.errors import SolverBenchError
 from solverbench.schedule import NoiseSchedule, Output, Prediction, TimeGrid
 from solverbench.solvers.base import Setting, Solver, State
-from solverbench.solvers.replay import Plan, Replay, play
+from solverbench.solvers.replay import Plan, Play, Replay, play
 
 FORMAT = "solverbench-tableau-1"
 Memory = Literal["store", "recompute"] | int
 
 
 class Denoiser(Protocol):
-    """What ``sample`` needs of a backbone."""
+    """What ``sample`` needs of a backbone; a ``player`` makes its passes without gradients."""
 
     schedule: NoiseSchedule
     output: Output
@@ -293,7 +293,8 @@ def sample(
         return final
     with torch.no_grad():
         plan = Plan(backbone.evaluate, condition, on_call=on_call, autocast=narrow)
-        return play(plan, tableau.A, tableau.tau, noise)
+        player: Play | None = getattr(backbone, "player", None)
+        return (player or play)(plan, tableau.A, tableau.tau, noise)
 
 
 def _stored(memory: Memory, nfe: int) -> int:

@@ -66,10 +66,11 @@ def test_every_kind_of_network_keeps_types_counts_and_gradients(
     with quick.counting() as seen:
         found = called(quick, x)
     assert (seen.calls, seen.rows, seen.samples) == (count.calls, count.rows, count.samples)
-    for value, other in zip(found, wanted, strict=True):
+    # rounding; of eight bits in each of a dozen layers with autocast. The slope in time is one sum
+    # of terms of both signs: 0.13 where the processor has no arithmetic of bfloat16
+    for value, other, half in zip(found, wanted, (0.1, 0.1, 0.25), strict=True):
         assert (value.dtype, value.shape) == (other.dtype, other.shape)
-        # rounding; of eight bits in each of a dozen layers with autocast
-        assert gap(value, other) < (0.1 if spec.autocast else 1e-4)
+        assert gap(value, other) < (half if spec.autocast else 1e-4)
     if spec.autocast:
         assert gap(found[0], wanted[0]) > 1e-5  # more than float32 rounds: it is at work
     with torch.no_grad():
