@@ -9,6 +9,7 @@ is missing fails.
 
 A figure is a ratio over a bound that was measured in the same run, less is better; no seconds or
 bytes of different runs are compared. Benchmarks leave theirs in ``extra_info["figures"]``, by kind.
+Ratios over unlike work hold for one family of processors: on another they are not judged.
 """
 
 import argparse
@@ -83,16 +84,28 @@ def chosen(figures: Figures, only: str) -> Figures:
 def updated(baseline: dict[str, Any], runs: list[dict[str, Any]], only: str) -> dict[str, Any]:
     """The baseline with the chosen ratios of some runs in place of its own; others stay."""
     run = runs[-1]
-    machine = run["machine_info"]
-    cpu = machine.get("cpu", {})
     about = {
         "date": run["datetime"][:10],
-        "torch": machine.get("torch", ""),
-        "processor": f"{cpu.get('vendor_id_raw', '')} family {cpu.get('family', '')}",
+        "torch": run["machine_info"].get("torch", ""),
+        "processor": processor(run),
     }
     before: Figures = baseline.get("figures", {})
     kept = {name: ratios for name, ratios in before.items() if only not in name}
     return about | {"figures": dict(sorted((kept | chosen(median_of(runs), only)).items()))}
+
+
+def processor(run: dict[str, Any]) -> str:
+    """Maker and family of the processor of a run."""
+    cpu = run["machine_info"].get("cpu", {})
+    return f"{cpu.get('vendor_id_raw', '')} family {cpu.get('family', '')}"
+
+
+def like_for_like(figures: Figures) -> Figures:
+    """Without the ratios over unlike work, which depend on the processor."""
+    return {
+        name: {kind: ratio for kind, ratio in ratios.items() if kind != "unlike"}
+        for name, ratios in figures.items()
+    }
 
 
 def main(words: list[str] | None = None) -> int:
@@ -114,6 +127,11 @@ def main(words: list[str] | None = None) -> int:
     if not known:
         sys.stderr.write(f"{given.baseline} holds no such figure; make it with --update\n")
         return 1
+    elsewhere = {processor(run) for run in runs} - {baseline.get("processor")}
+    if elsewhere:
+        known = like_for_like(known)
+        said = f"{', '.join(sorted(elsewhere))}; the baseline is of {baseline.get('processor')}"
+        sys.stderr.write(f"ratios over unlike work are not judged: {said}\n")
     lines = worsened(known, median_of(runs), MARGINS)
     verdict = "\n".join(lines) or f"{len(known)} benchmarks are no worse than their baseline"
     sys.stdout.write(verdict + "\n")

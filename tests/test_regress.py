@@ -15,13 +15,13 @@ STEP, MEMORY, SLOW = "b/test_a.py::test_quick_step", "b/test_a.py::test_quick_by
 BEFORE = {STEP: {"time": 1.02}, MEMORY: {"bytes": 3.5}, SLOW: {"time": 1.1}}
 
 
-def written(path: Path, figures: dict[str, dict[str, float]]) -> Path:
+def written(path: Path, figures: dict[str, dict[str, float]], family: int = 26) -> Path:
     """A run as pytest-benchmark writes it, what is not read left out."""
     benchmarks: list[Any] = [
         {"fullname": name, "extra_info": {"figures": ratios}} for name, ratios in figures.items()
     ]
     benchmarks.append({"fullname": "b/test_a.py::test_without_figures", "extra_info": {}})
-    cpu = {"vendor_id_raw": "AuthenticAMD", "family": 26, "brand_raw": "a name"}
+    cpu = {"vendor_id_raw": "AuthenticAMD", "family": family, "brand_raw": "a name"}
     machine = {"cpu": cpu, "torch": "2.13.0", "node": "a host"}
     run = {"machine_info": machine, "datetime": "2026-11-20T20:00:00", "benchmarks": benchmarks}
     path.write_text(json.dumps(run))
@@ -51,6 +51,20 @@ def compared(baseline: Path, change: dict[str, Any], *words: str) -> tuple[int, 
 
 def test_equal_ratios_pass(baseline: Path) -> None:
     assert compared(baseline, {}) == (0, ["3 benchmarks are no worse than their baseline"])
+
+
+@pytest.mark.parametrize("family", [25, 26])
+def test_ratios_over_unlike_work_are_judged_on_the_processor_of_the_baseline_alone(
+    tmp_path: Path, family: int
+) -> None:
+    path, names = tmp_path / "baseline.json", ("unlike", "time")
+    before = written(tmp_path / "before.json", {SLOW: {"unlike": 2.0}, STEP: {"time": 1.0}})
+    assert called(before, "--update", "--baseline", path).returncode == 0
+    worse = written(tmp_path / "now.json", {SLOW: {"unlike": 4.0}, STEP: {"time": 2.0}}, family)
+    found = called(worse, "--baseline", path)
+    said = [name for name in names if f": {name} " in found.stdout]
+    assert (found.returncode, said) == (1, list(names if family == 26 else names[1:]))
+    assert ("not judged" in found.stderr) == (family == 25)
 
 
 def test_an_improved_ratio_passes(baseline: Path) -> None:

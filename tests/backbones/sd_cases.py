@@ -29,9 +29,9 @@ def prompt_file(folder: Path) -> str:
     return str(path)
 
 
-def close(value: Tensor, wanted: Tensor) -> None:
+def close(value: Tensor, wanted: Tensor, atol: float = 2e-5) -> None:
     """The tolerance that goes with the fixtures, for float32 on a CPU."""
-    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=2e-5, check_dtype=False)
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=atol, check_dtype=False)
 
 
 def gap(value: Tensor | None, wanted: Tensor) -> float:

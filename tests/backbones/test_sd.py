@@ -75,10 +75,11 @@ def test_the_network_meets_the_original_at_whole_and_broken_steps(
     whole = (GOLDEN["t_int"].double() + 1) / 1000
     close(rows(plain, whole, condition), GOLDEN["eps_t_int"])
     close(rows(plain, BROKEN, condition), GOLDEN["eps_t_frac"])
-    close(rows(guided, BROKEN, condition), GOLDEN["eps_cfg_t_frac"])
+    scale = float(GOLDEN["guidance_scale"])  # guidance carries both halves' rounding s + s - 1 fold
+    close(rows(guided, BROKEN, condition), GOLDEN["eps_cfg_t_frac"], atol=2e-5 * (2 * scale - 1))
     for made in (guided, alone):
         close(rows(made, BROKEN, None), GOLDEN["eps_uncond_t_frac"])
-    assert guided.guidance == float(GOLDEN["guidance_scale"])
+    assert guided.guidance == scale
 
 
 def test_gradients_meet_the_original(guided: StableDiffusion) -> None:
