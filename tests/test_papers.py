@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -141,14 +142,19 @@ def test_latex_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_latex_has_balanced_braces_and_as_many_cells_as_columns() -> None:
-    text = run("show", "12", "--format", "latex").stdout
+@pytest.mark.parametrize("name", ["12", "4"])  # heads of two lines, and of one
+def test_latex_has_balanced_braces_and_as_many_cells_as_columns(name: str) -> None:
+    text = run("show", name, "--format", "latex").stdout
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}")
     (columns, *_) = (line for line in text.splitlines() if line.startswith(r"\begin{tabular}"))
     num = len(columns.rpartition("{")[2].strip("}"))
     bodies = [line for line in text.split(r"\end{tabular}")[0].splitlines() if line.endswith(r"\\")]
-    assert {line.count("&") - 2 * line.count(r"\&") + 1 for line in bodies} == {num}
+    wide = [sum(map(int, re.findall(r"multicolumn\{(\d+)\}", line))) for line in bodies]
+    ends = [line.count("multicolumn") for line in bodies]
+    cells = [line.count("&") - 2 * line.count(r"\&") + 1 for line in bodies]
+    assert {c + w - e for c, w, e in zip(cells, wide, ends, strict=True)} == {num}
+    assert any(ends) == (r"\cmidrule" in text) == (name == "12")
 
 
 def test_dry_run_says_what_the_published_scale_lacks() -> None:

@@ -3,8 +3,10 @@
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from rich.console import Group
 from rich.table import Table as RichTable
@@ -15,6 +17,7 @@ from solverbench.leaderboards.paper_tables import NAMES, Filled
 from solverbench.leaderboards.render import LATEX, MARKDOWN, RICH, Grid, Markup
 from solverbench.leaderboards.tables import Cell
 
+_AT = re.compile(r"(NFE \d+) (.+)")  # the head of a column at one NFE
 UNITS = {"1": ""}  # of printed values; others are written out
 
 
@@ -244,8 +247,27 @@ def _html_notes(lines: Sequence[str]) -> str:
 
 
 def _small(caption: str, grid: Grid) -> str:
-    """A LaTeX table in small type with narrow gaps: these have many columns."""
-    table = LATEX.table(caption, grid)
+    """A LaTeX table in small type with narrow gaps: these have many columns.
+
+    Columns of one NFE share a head, "NFE 4" above "FID (paper)" and "FD[cifar16]".
+    """
+    groups = [_AT.fullmatch(name) for name in grid[0]]
+    if not any(groups):
+        return _narrow(LATEX.table(caption, grid))
+    under = [found[2] if found else name for found, name in zip(groups, grid[0], strict=True)]
+    table = LATEX.table(caption, [under, *grid[1:]])
+    over, rules, place = list[str](), list[str](), 1
+    for name, run in groupby(found[1] if found else "" for found in groups):
+        num = len(list(run))
+        over.append(rf"\multicolumn{{{num}}}{{c}}{{{name}}}")
+        if name:
+            rules.append(rf"\cmidrule(lr){{{place}-{place + num - 1}}}")
+        place += num
+    heads = "\n".join([r"\toprule", " & ".join(over) + r" \\", " ".join(rules)])
+    return _narrow(table.replace(r"\toprule", heads, 1))
+
+
+def _narrow(table: str) -> str:
     return table.replace(r"\centering", "\\centering\\small\n\\setlength{\\tabcolsep}{3pt}", 1)
 
 
