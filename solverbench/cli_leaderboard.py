@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from solverbench.cli_parts import Group
+
+if TYPE_CHECKING:
+    from solverbench.leaderboards.boards import Studies
 
 ROOT = click.option(
     "--root",
@@ -28,7 +32,7 @@ def build(root: Path | None) -> None:
 
     root = root or boards.ROOT
     stop(boards.problems(root), f"{root}: nothing was written")
-    made, changed = boards.pages(root), 0
+    made, changed = boards.pages(root, _studies(root)), 0
     for name, text in made.items():
         path = root / "pages" / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -50,8 +54,17 @@ def check(root: Path | None) -> None:
 
     root = root or boards.ROOT
     found = boards.problems(root)
-    stop(found or boards.differences(root), f"{root}: the leaderboard is not in order")
+    found = found or boards.differences(root, _studies(root))
+    stop(found, f"{root}: the leaderboard is not in order")
     click.echo("every record is valid, and every page is what its records give")
+
+
+def _studies(root: Path) -> "Studies":
+    """The paper's experiments, by the records of a leaderboard."""
+    from solverbench.leaderboards.shelf import Shelf
+    from solverbench.reporting import studies
+
+    return studies(Shelf([root / "records"]))
 
 
 @click.command()

@@ -240,14 +240,13 @@ class State:
 def state_of(experiment: Experiment, shelf: Shelf) -> State:
     """How far an experiment is, by the records of a shelf."""
     embedded = {s.key() for one in resolve(experiment, "embedded") for s in one.all_specs}
-    good = [key for key in embedded if (r := shelf.get(key)) and r.status == "ok"]
     recipes = [r for one in resolve(experiment, "published") for r in one.recipes]
     files = dict.fromkeys(name for recipe in recipes for name in files_of_run(recipe))
     on_gpu = any(str(r.backbone.options.get("device", "cpu")) != "cpu" for r in recipes)
     return State(
         num_published=sum(len(load_published(table)) for table in experiment.tables),
         num_cells=len(embedded),
-        num_found=len(good),
+        num_found=sum(map(shelf.is_ok, embedded)),
         missing=tuple(name for name in files if not weights.present(name)),
         needs_gpu=on_gpu and not torch.accelerator.is_available(),
     )

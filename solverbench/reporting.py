@@ -20,6 +20,7 @@ from solverbench.benchmark.spec import RunSpec
 from solverbench.commands import images_of
 from solverbench.errors import SolverBenchError
 from solverbench.files import write_bytes, write_text
+from solverbench.leaderboards.boards import Study
 from solverbench.leaderboards.paper_figures import draw_figure
 from solverbench.leaderboards.paper_render import console_sheets, render_sheets
 from solverbench.leaderboards.paper_tables import Filled, fill
@@ -48,6 +49,20 @@ class Report:
     def title(self) -> str:
         """Heading."""
         return f"{self.experiment.covers.capitalize()}: {self.experiment.title}"
+
+    @property
+    def num_cells(self) -> int:
+        """Of all parts, each cell once."""
+        return len(self._keys)
+
+    @property
+    def num_found(self) -> int:
+        """Of these with a record that went well."""
+        return sum(self.shelf.is_ok(key) for key in self._keys)
+
+    @property
+    def _keys(self) -> set[str]:
+        return {spec.key() for one in self.found for spec in one.all_specs}
 
     @property
     def paragraphs(self) -> list[str]:
@@ -86,17 +101,19 @@ def report(
     return Report(experiment, scale, tuple(found), filled, shelf)
 
 
-def pages(shelf: Shelf) -> dict[str, str]:
-    """The page of each experiment at the embedded scale, by its id, as markdown.
+def studies(shelf: Shelf) -> dict[str, Study]:
+    """The experiments that any record is of, at the embedded scale, by their ids.
 
     Args:
         shelf: where records lie; those that ship for the pages that do.
     """
-    found = {name: load_experiment(name) for name in experiment_ids()}
-    return {
-        name: report(one, "embedded", resolve(one, "embedded"), shelf).text("md")
-        for name, one in found.items()
-    }
+    found = dict[str, Study]()
+    for name in experiment_ids():
+        one = load_experiment(name)
+        made = report(one, "embedded", resolve(one, "embedded"), shelf)
+        if made.num_found:
+            found[name] = Study(made.title, made.num_found, made.num_cells, made.text("md"))
+    return found
 
 
 def write_report(made: Report, folder: Path) -> list[Path]:

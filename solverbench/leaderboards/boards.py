@@ -1,10 +1,12 @@
-"""Pages as a pure function of committed records: one a recipe, one a backbone, an index, the state.
+"""Pages as a pure function of committed records: a recipe's, a backbone's, index, state, studies.
 
-``pages(root)`` gives the text of each; whoever calls it writes or compares. No torch here.
+``pages(root, studies)`` gives the text of each; whoever calls it writes or compares. No torch here:
+the studies, a page for each experiment of the paper, come from ``reporting.studies``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from solverbench.benchmark.results import Result
 from solverbench.benchmark.store import StoredInfluences
@@ -23,7 +25,7 @@ from solverbench.leaderboards.submissions import examine, read_manifest
 from solverbench.leaderboards.tables import Series, series, split
 
 ROOT = Path(__file__).parent  # records, remarks and pages that ship
-INDEX, STATUS, BACKBONES = "README.md", "status.md", "backbones"
+INDEX, STATUS, BACKBONES, PAPER = "README.md", "status.md", "backbones", "paper"
 WRITTEN = "Written by `solverbench leaderboard build` from `records/`; do not edit."
 LEGEND = (
     "Provenance: *this project* is what its recipe of that name measured, *community* what "
@@ -34,6 +36,25 @@ LEGEND = (
     "its name and options; of one that is trained the file was not committed.",
 )
 Pages = dict[str, str]  # path below ``pages/`` with slashes, to text
+
+
+class Study(NamedTuple):
+    """An experiment of the paper at the embedded scale, as records tell it.
+
+    Attributes:
+        title: for people.
+        num_found: cells with a record that went well.
+        num_cells: all of them.
+        text: markdown.
+    """
+
+    title: str
+    num_found: int
+    num_cells: int
+    text: str
+
+
+Studies = Mapping[str, Study]  # by the id of the experiment
 
 
 def problems(root: Path = ROOT) -> list[str]:
@@ -50,9 +71,9 @@ def problems(root: Path = ROOT) -> list[str]:
     return [line.replace(f"{root}/", "") for line in dict.fromkeys(faults)]
 
 
-def differences(root: Path = ROOT) -> list[str]:
+def differences(root: Path, studies: Studies) -> list[str]:
     """Pages that are not what their records give, a line each."""
-    wanted, folder = pages(root), root / "pages"
+    wanted, folder = pages(root, studies), root / "pages"
     lines = []
     for name, text in wanted.items():
         path = folder / name
@@ -66,16 +87,19 @@ def differences(root: Path = ROOT) -> list[str]:
 
 
 def stray(root: Path, wanted: Mapping[str, str]) -> list[str]:
-    """Pages of backbones that no record is of any more."""
-    lying = sorted((root / "pages" / BACKBONES).glob("*.md"))
-    return [name for path in lying if (name := f"{BACKBONES}/{path.name}") not in wanted]
+    """Pages of backbones and studies that no record is of any more."""
+    folder = root / "pages"
+    lying = sorted(path for kind in (BACKBONES, PAPER) for path in (folder / kind).glob("*.md"))
+    names = [path.relative_to(folder).as_posix() for path in lying]
+    return [name for name in names if name not in wanted]
 
 
-def pages(root: Path = ROOT) -> Pages:
+def pages(root: Path, studies: Studies) -> Pages:
     """Every page by its path below ``pages/``.
 
     Args:
         root: folder of ``records`` and ``remarks``; its records were checked by ``problems``.
+        studies: experiments of the paper that have any of these records.
     """
     found, _ = read_all(root / "records")
     boards = {_board_name(*key): own for key, own in _by_backbone(found).items()}
@@ -84,8 +108,11 @@ def pages(root: Path = ROOT) -> Pages:
         made[f"{source}.md"] = _recipe_page(root, source, found)
     for name, own in boards.items():
         made[name] = _board(root, own, name)
+    for name, study in studies.items():
+        again = f"`solverbench paper run {name}` runs what is missing."
+        made[f"{PAPER}/{name}.md"] = f"{WRITTEN} {again}\n\n{study.text}"
     made[STATUS] = status_page([one.result for one in newest(found).values()])
-    made[INDEX] = _index(root, found, boards)
+    made[INDEX] = _index(found, boards, studies)
     return made
 
 
@@ -185,7 +212,9 @@ def _senders(root: Path, sources: Sequence[str]) -> Iterator[str]:
             yield f"- Community submission {MARKDOWN.escape(said.name)}: {who}."
 
 
-def _index(root: Path, found: Sequence[Committed], boards: Mapping[str, list[Committed]]) -> str:
+def _index(
+    found: Sequence[Committed], boards: Mapping[str, list[Committed]], studies: Studies
+) -> str:
     """All pages, with what is on them."""
     grid = [["backbone", "protocol", "solvers", "NFE", "cells", "failed", "community"]]
     for name, own in boards.items():
@@ -213,9 +242,21 @@ def _index(root: Path, found: Sequence[Committed], boards: Mapping[str, list[Com
                 MARKDOWN.table("By backbone: all committed records of a protocol", grid),
                 "### By recipe: one run, with remarks on what was found",
                 "\n".join(f"- [{source}]({source}.md)" for source in recipes),
+                *_of_paper(studies),
                 "### Against the papers",
                 f"[Reproduction status]({STATUS}): {state}",
             ]
         )
         + "\n"
     )
+
+
+def _of_paper(studies: Studies) -> Iterator[str]:
+    """The experiments of the paper, where there are any."""
+    if studies:
+        yield "### By table or figure of the paper: the same design on an embedded backbone"
+        yield "\n".join(
+            f"- [{MARKDOWN.escape(one.title)}]({PAPER}/{name}.md): "
+            f"{one.num_found} of {one.num_cells} cells"
+            for name, one in studies.items()
+        )

@@ -119,7 +119,7 @@ def fill(sheet: Sheet, shelf: Shelf) -> Filled:
                     cell = replace(cell, status="")  # its distance to itself says nothing
                 if cell.status or cell.published:
                     cells[i, nfe, metric] = cell
-    records = [r for key in sheet.keys if (r := shelf.get(key)) and r.status == "ok"]
+    records = [r for key in sheet.keys if shelf.is_ok(key) and (r := shelf.get(key))]
     facts = {metric: _facts(metric, records) for metric in sheet.metrics}
     _rank(sheet, cells, facts)
     return Filled(sheet, cells, facts, len(records))

@@ -49,6 +49,11 @@ class Shelf:
         path = self.paths.get(key)
         return self._read(path) if path else None
 
+    def is_ok(self, key: str) -> bool:
+        """Whether a cell has a record that went well."""
+        result = self.get(key)
+        return result is not None and result.status == "ok"
+
     def beside(self, key: str) -> list[Path]:
         """The record of a cell and the files beside it that exist."""
         path = self.paths.get(key)
