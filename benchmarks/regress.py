@@ -90,6 +90,8 @@ def updated(baseline: dict[str, Any], runs: list[dict[str, Any]], only: str) -> 
         "processor": processor(run),
     }
     before: Figures = baseline.get("figures", {})
+    if about["processor"] != baseline.get("processor"):
+        before = like_for_like(before)  # the others belonged to that processor
     kept = {name: ratios for name, ratios in before.items() if only not in name}
     return about | {"figures": dict(sorted((kept | chosen(median_of(runs), only)).items()))}
 
@@ -103,8 +105,9 @@ def processor(run: dict[str, Any]) -> str:
 def like_for_like(figures: Figures) -> Figures:
     """Without the ratios over unlike work, which depend on the processor."""
     return {
-        name: {kind: ratio for kind, ratio in ratios.items() if kind != "unlike"}
+        name: kept
         for name, ratios in figures.items()
+        if (kept := {kind: ratio for kind, ratio in ratios.items() if kind != "unlike"})
     }
 
 

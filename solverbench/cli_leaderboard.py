@@ -2,14 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from solverbench.cli_parts import Group
-
-if TYPE_CHECKING:
-    from solverbench.leaderboards.boards import Studies
 
 ROOT = click.option(
     "--root",
@@ -29,10 +25,11 @@ def build(root: Path | None) -> None:
     """Write every page anew from the records; pages that stay the same are not touched."""
     from solverbench.files import write_text
     from solverbench.leaderboards import boards
+    from solverbench.reporting import studies
 
     root = root or boards.ROOT
     stop(boards.problems(root), f"{root}: nothing was written")
-    made, changed = boards.pages(root, _studies(root)), 0
+    made, changed = boards.pages(root, studies(root)), 0
     for name, text in made.items():
         path = root / "pages" / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -51,20 +48,13 @@ def build(root: Path | None) -> None:
 def check(root: Path | None) -> None:
     """Check records and pages: exit code 1 and a line for each problem."""
     from solverbench.leaderboards import boards
+    from solverbench.reporting import studies
 
     root = root or boards.ROOT
     found = boards.problems(root)
-    found = found or boards.differences(root, _studies(root))
+    found = found or boards.differences(root, studies(root))
     stop(found, f"{root}: the leaderboard is not in order")
     click.echo("every record is valid, and every page is what its records give")
-
-
-def _studies(root: Path) -> "Studies":
-    """The paper's experiments, by the records of a leaderboard."""
-    from solverbench.leaderboards.shelf import Shelf
-    from solverbench.reporting import studies
-
-    return studies(Shelf([root / "records"]))
 
 
 @click.command()

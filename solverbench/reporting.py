@@ -44,6 +44,7 @@ class Report:
     found: tuple[Resolved, ...]
     filled: tuple[Filled, ...]
     shelf: Shelf
+    remarks: Path = REMARKS
 
     @property
     def title(self) -> str:
@@ -51,18 +52,14 @@ class Report:
         return f"{self.experiment.covers.capitalize()}: {self.experiment.title}"
 
     @property
-    def num_cells(self) -> int:
-        """Of all parts, each cell once."""
-        return len(self._keys)
+    def keys(self) -> set[str]:
+        """Of the cells of all parts."""
+        return {spec.key() for one in self.found for spec in one.all_specs}
 
     @property
     def num_found(self) -> int:
-        """Of these with a record that went well."""
-        return sum(self.shelf.is_ok(key) for key in self._keys)
-
-    @property
-    def _keys(self) -> set[str]:
-        return {spec.key() for one in self.found for spec in one.all_specs}
+        """Cells with a record that went well."""
+        return sum(map(self.shelf.is_ok, self.keys))
 
     @property
     def paragraphs(self) -> list[str]:
@@ -76,7 +73,7 @@ class Report:
     def text(self, fmt: str) -> str:
         """As ``md``, ``latex``, ``html`` or ``csv``; what people remarked ends the first."""
         text = render_sheets(self.filled, fmt, self.title, self.paragraphs)
-        remarks = REMARKS / f"paper-{self.experiment.id}.md"
+        remarks = self.remarks / f"paper-{self.experiment.id}.md"
         said = fmt == "md" and self.scale == "embedded" and remarks.exists()
         return text + (f"\n{remarks.read_text(encoding='utf-8')}" if said else "")
 
@@ -87,7 +84,11 @@ class Report:
 
 
 def report(
-    experiment: Experiment, scale: ScaleName, found: Sequence[Resolved], shelf: Shelf
+    experiment: Experiment,
+    scale: ScaleName,
+    found: Sequence[Resolved],
+    shelf: Shelf,
+    remarks: Path = REMARKS,
 ) -> Report:
     """Look up the records of an experiment.
 
@@ -96,23 +97,24 @@ def report(
         scale: which size.
         found: its parts, from ``papers.resolve``.
         shelf: where records lie.
+        remarks: folder of what people remarked.
     """
     filled = tuple(fill(sheet_of(one), shelf) for one in found)
-    return Report(experiment, scale, tuple(found), filled, shelf)
+    return Report(experiment, scale, tuple(found), filled, shelf, remarks)
 
 
-def studies(shelf: Shelf) -> dict[str, Study]:
+def studies(root: Path) -> dict[str, Study]:
     """The experiments that any record is of, at the embedded scale, by their ids.
 
     Args:
-        shelf: where records lie; those that ship for the pages that do.
+        root: of a leaderboard, with ``records`` and ``remarks``.
     """
-    found = dict[str, Study]()
+    found, shelf = dict[str, Study](), Shelf([root / "records"])
     for name in experiment_ids():
         one = load_experiment(name)
-        made = report(one, "embedded", resolve(one, "embedded"), shelf)
-        if made.num_found:
-            found[name] = Study(made.title, made.num_found, made.num_cells, made.text("md"))
+        made = report(one, "embedded", resolve(one, "embedded"), shelf, root / "remarks")
+        if any(shelf.get(key) for key in made.keys):
+            found[name] = Study(made.title, made.num_found, len(made.keys), made.text("md"))
     return found
 
 

@@ -233,18 +233,33 @@ def test_without_matplotlib_texts_are_written_and_a_line_says_why_no_figure(
     assert (tmp_path / "fig7-embedded.md").exists()
 
 
-def test_pages_are_those_of_the_commands_with_remarks_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "paper-6.md").write_text("### As found\n\n- Both losses are equal here.\n")
-    monkeypatch.setattr(reporting, "REMARKS", tmp_path)
-    made = reporting.studies(Shelf([COMMITTED]))
+def test_pages_are_those_of_the_commands_with_remarks_at_the_end(tmp_path: Path) -> None:
+    made = reporting.studies(COMMITTED.parent)
     assert set(made) < set(experiment_ids())  # some have no record yet
-    assert made["6"].text.endswith("\n\n### As found\n\n- Both losses are equal here.\n")
     assert made["6"].text == run("show", "6", "--format", "md").stdout
     assert (made["6"].num_found, made["6"].num_cells) == (20, 20)
-    assert made == reporting.studies(Shelf([COMMITTED]))
-    assert reporting.studies(Shelf([tmp_path])) == {}
+    assert reporting.studies(tmp_path) == {}
+    (tmp_path / "records").symlink_to(COMMITTED, target_is_directory=True)
+    (tmp_path / "remarks").mkdir()
+    (tmp_path / "remarks" / "paper-6.md").write_text("### As found\n\n- Both are equal here.\n")
+    again = reporting.studies(tmp_path)
+    assert again["6"].text.endswith("\n\n### As found\n\n- Both are equal here.\n")
+    assert again["5"] == made["5"]
+
+
+def test_of_two_records_of_a_cell_the_newer_counts_and_none_that_others_sent(
+    tmp_path: Path,
+) -> None:
+    part, *_ = resolve(load_experiment("6"), "embedded")
+    key = part.specs["GS"][0].key()
+    path = Shelf([COMMITTED]).paths[key]
+    data = json.loads(path.read_text())
+    for folder, day in (("a", 3), ("b", 5), ("c", 4), ("community/d", 9)):
+        target = tmp_path / folder / path.name
+        target.parent.mkdir(parents=True)
+        data["provenance"]["created"] = f"2026-12-0{day}T00:00:00+00:00"
+        target.write_text(json.dumps(data))
+    assert Shelf([tmp_path]).paths[key] == tmp_path / "b" / path.name
 
 
 def test_a_hand_made_record_changes_the_table_of_its_cell_alone(tmp_path: Path) -> None:

@@ -67,6 +67,18 @@ def test_ratios_over_unlike_work_are_judged_on_the_processor_of_the_baseline_alo
     assert ("not judged" in found.stderr) == (family == 25)
 
 
+def test_an_update_on_another_processor_keeps_no_ratio_over_unlike_work(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    figures = {SLOW: {"unlike": 2.0}, STEP: {"time": 1.0}}
+    assert (
+        called(written(tmp_path / "a.json", figures), "--update", "--baseline", path).returncode
+        == 0
+    )
+    other = written(tmp_path / "b.json", {MEMORY: {"bytes": 1.0}}, family=25)
+    assert called(other, "--update", "--only", "bytes", "--baseline", path).returncode == 0
+    assert json.loads(path.read_text())["figures"] == {MEMORY: {"bytes": 1.0}, STEP: {"time": 1.0}}
+
+
 def test_an_improved_ratio_passes(baseline: Path) -> None:
     assert compared(baseline, {STEP: {"time": 0.7}, MEMORY: {"bytes": 1.0}})[0] == 0
 

@@ -1,14 +1,17 @@
 """Whole passes of sampling as CUDA graphs: recorded once for each shape, then replayed.
 
 A pass of few calls on a small batch waits for its launches, some thousand of them from Python; a
-replay is one launch. The arithmetic is that of ``replay.play``, kernel by kernel.
+replay is one launch. The arithmetic is that of ``replay.play``, kernel by kernel. What a recording
+reads of its backbone (weights, guidance) must stay as it was.
 """
 
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +23,20 @@ from solverbench.solvers.replay import Plan, moved, play, played
 MOST = 4  # graphs held at once; each has its activations
 
 
+class Recording(NamedTuple):
+    """Work that can be repeated.
+
+    Attributes:
+        final: what it gives, overwritten by each repetition.
+        repeat: fills ``final``.
+        num_bytes: what it holds on the device from now on.
+    """
+
+    final: Tensor
+    repeat: Callable[[], None]
+    num_bytes: int
+
+
 class Recorder(Protocol):
     """Makes graphs on some kind of device."""
 
@@ -27,8 +44,8 @@ class Recorder(Protocol):
         """Do the work as a recording would, so that all that is set up lazily is there."""
         ...
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """The tensor that the work fills each time the second one is called.
+    def record(self, work: Callable[[], Tensor]) -> Recording:
+        """Record without doing it.
 
         Raises:
             RuntimeError: where the work cannot be recorded.
@@ -46,6 +63,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         made: Any = torch.cuda.Stream  # without annotations
         self.device, self.stream = device, made(device)
+        self.failed: list[torch.cuda.CUDAGraph] = []  # the allocator still knows of these
 
     def warm(self, work: Callable[[], Tensor]) -> Tensor:
         """Work on the stream of recordings, in its turn with the current one."""
@@ -57,12 +75,30 @@ class CudaRecorder:
         done.record_stream(current)
         return done
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """A graph; other threads may use the device meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            final = work()
-        return final, graph.replay
+    def record(self, work: Callable[[], Tensor]) -> Recording:
+        """A graph; other threads may use the device meanwhile.
+
+        A recording that fails leaves the current stream and the allocator as they were, which
+        ``torch.cuda.graph`` alone does not.
+        """
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(self.device)
+        how: dict[str, Any] = {"stream": self.stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.device(self.device), torch.cuda.stream(current):
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved(self.device)
+            try:
+                with torch.cuda.graph(graph, pool=pool, **how):
+                    final = work()
+            except RuntimeError:
+                self.failed.append(graph)
+                let_go: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
+                with suppress(RuntimeError):
+                    if let_go:
+                        let_go(self.stream.device_index, pool)
+                raise
+            held = torch.cuda.memory_reserved(self.device) - before
+        return Recording(final, graph.replay, held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +107,12 @@ class Recorded:
 
     Attributes:
         held: its arguments, where it reads them: coefficients, times, noise, condition.
-        final: its samples, overwritten by each repetition.
-        repeat: fills ``final``.
+        recording: gives its samples.
         use: what it counts.
     """
 
     held: tuple[Tensor, ...]
-    final: Tensor
-    repeat: Callable[[], None]
+    recording: Recording
     use: Count
 
 
@@ -95,13 +129,15 @@ class Graphs:
 
     Attributes:
         facts: for the record.
+        num_bytes: the most that graphs have held at once; a replay needs little beside.
     """
 
     def __init__(self, backbone: Backbone, recorder: Recorder, most: int = MOST) -> None:
-        self.backbone, self.recorder, self.most = backbone, recorder, most
+        self.backbone: Backbone = weakref.proxy(backbone)  # which holds this
+        self.recorder, self.most = recorder, most
         self.kept: OrderedDict[tuple[Any, ...], Recorded | None] = OrderedDict()
         self.facts: dict[str, Value] = {}
-        self.refused = False
+        self.refused, self.num_bytes = False, 0
 
     def __call__(self, plan: Plan, A: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
         """Samples (B, C, H, W), as ``replay.play`` makes them, in memory of their own."""
@@ -113,47 +149,55 @@ class Graphs:
         given = (*start, *_tensors(condition).values())
         key = (plan.autocast, *((t.shape, t.dtype) for t in given))
         if key not in self.kept:
+            done = self.recorder.warm(lambda: played(plan, *start))
             self._keep(key, None)
-            return self.recorder.warm(lambda: play(plan, A, tau, noise))
+            return done
         self.kept.move_to_end(key)
         known = self.kept[key]
         if known is None:
             known = self._recorded(plan, given)
             if known is None:
-                return play(plan, A, tau, noise)
+                return played(plan, *start)
             self._keep(key, known)
         else:
             self.backbone.count_again(known.use)
         for place, value in zip(known.held, given, strict=True):
             place.copy_(value)
-        known.repeat()
-        return known.final.clone()
+        known.recording.repeat()
+        return known.recording.final.clone()
 
     def _keep(self, key: tuple[Any, ...], known: Recorded | None) -> None:
         self.kept[key] = known
         while len(self.kept) > self.most:
             self.kept.popitem(last=False)
+        sizes = [one.recording.num_bytes for one in self.kept.values() if one]
+        if sizes:
+            self.num_bytes = max(self.num_bytes, sum(sizes))
+            self.facts["network_graph_bytes"] = self.num_bytes
 
     def _recorded(self, plan: Plan, given: tuple[Tensor, ...]) -> Recorded | None:
         """Record a pass on copies of its arguments; None where that fails."""
-        held = tuple(value.clone() for value in given)
-        rows, times, noise, *condition = held
-        own = replace(plan, condition=_refilled(plan.condition, condition))
         with self.backbone.counting() as use:
             try:
-                final, repeat = self.recorder.record(lambda: played(own, rows, times, noise))
+                held = tuple(value.clone() for value in given)
+                rows, times, noise, *condition = held
+                own = replace(plan, condition=_refilled(plan.condition, condition))
+                recording = self.recorder.record(lambda: played(own, rows, times, noise))
             except RuntimeError as error:
                 self.backbone.count_again(use, times=-1)
-                self._give_up(error)
+                cause = error.__context__ or error  # the end of a recording fails for another
+                if isinstance(cause, torch.OutOfMemoryError):
+                    self.kept.clear()  # room for this pass; a shape that fits is recorded again
+                else:
+                    self._give_up(cause)
                 return None
-        self.facts["network_graphs"] = True
-        return Recorded(held, final, repeat, use)
+        return Recorded(held, recording, use)
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """Play on, and say so."""
         self.refused = True
         self.kept.clear()
-        self.facts.pop("network_graphs", None)
+        self.facts.pop("network_graph_bytes", None)
         why = first_line(error)
         self.facts["network_not_graphed"] = why
         warnings.warn(f"sampling runs without graphs; {why}", RuntimeWarning, stacklevel=3)

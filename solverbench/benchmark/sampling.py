@@ -130,6 +130,9 @@ def _make(
     with torch.no_grad():  # what is set up at the first call belongs to no measurement
         first = condition[:1] if condition is not None else None
         sample(backbone, tableau, noise[:1], first)
+        for _ in range(0 if backbone.player is None else 2):  # played once, then recorded
+            given = condition[:batch] if condition is not None else None
+            sample(backbone, tableau, noise[:batch], given)
     with (
         torch.no_grad(),
         backbone.counting() as count,

@@ -13,6 +13,7 @@ from solverbench.benchmark.store import (
     influence_path,
     read_record,
 )
+from solverbench.leaderboards.committed import COMMUNITY
 
 COMMITTED = Path(__file__).with_name("records")
 BESIDE = (".safetensors", ".fit.jsonl")  # solver and training curve, where they were kept
@@ -20,6 +21,9 @@ BESIDE = (".safetensors", ".fit.jsonl")  # solver and training curve, where they
 
 class Shelf:
     """Records of several folders; of two of one cell that of the earlier folder counts.
+
+    Within a folder the newer one does, as on the leaderboards. What others sent is left out: its
+    metrics were not measured here, and tables of experiments do not tell.
 
     Args:
         folders: searched with all below them; one that does not exist is empty.
@@ -35,10 +39,20 @@ class Shelf:
         """Record files by the key in their name."""
         found: dict[str, Path] = {}
         for folder in self.folders:
+            own: dict[str, list[Path]] = {}
             for path in sorted(folder.rglob("nfe*.json")):
-                if RECORD_NAME.fullmatch(path.name):
-                    found.setdefault(path.stem.partition("-")[2], path)
+                sent = path.relative_to(folder).parts[0] == COMMUNITY
+                if RECORD_NAME.fullmatch(path.name) and not sent:
+                    own.setdefault(path.stem.partition("-")[2], []).append(path)
+            for key, paths in own.items():
+                found.setdefault(key, self._newest(paths))
         return found
+
+    def _newest(self, paths: Sequence[Path]) -> Path:
+        """One is not read."""
+        if len(paths) == 1:
+            return paths[0]
+        return max(paths, key=lambda path: self._read(path).provenance.created)
 
     def get(self, key: str) -> Result | None:
         """The record of a cell; None where there is none.

@@ -1,5 +1,7 @@
 """Recorded passes: the same samples and counts as played ones, and a way on where it fails."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from solverbench.backbones.sd import StableDiffusion
 from solverbench.benchmark.acceleration import accelerated, facts_of
-from solverbench.benchmark.graphs import CudaRecorder, Graphs
+from solverbench.benchmark.graphs import CudaRecorder, Graphs, Recording
 from solverbench.benchmark.load import load_backbone, load_solver
 from solverbench.benchmark.sampling import sample_seeds
 from solverbench.benchmark.spec import NetworkSpec
@@ -27,18 +29,21 @@ class OnHost:
 
     def __init__(self) -> None:
         self.warmed = self.recorded = self.repeated = 0
-        self.fails = False
+        self.fails: RuntimeError | None = None
         self.backbone: Any = None
 
     def warm(self, work: Callable[[], Tensor]) -> Tensor:
         self.warmed += 1
         return work()
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def record(self, work: Callable[[], Tensor]) -> Recording:
         self.recorded += 1
         final = work()
         if self.fails:
-            raise RuntimeError("\noperation not permitted when stream is capturing\nmore")
+            try:
+                raise self.fails
+            finally:
+                raise RuntimeError("capture failed due to a previous error")
         final.zero_()  # a recording computes nothing
 
         def repeat() -> None:
@@ -50,7 +55,7 @@ class OnHost:
             self.backbone.network._forward_pre_hooks.update(hooks)
             self.backbone._counts = before
 
-        return final, repeat
+        return Recording(final, repeat, 100)
 
 
 def recording(backbone: Any, **options: Any) -> OnHost:
@@ -94,7 +99,7 @@ def test_replays_give_what_a_played_pass_gives_for_every_tableau_noise_and_condi
         assert outer == count
         found.zero_()  # the caller's own: no later replay sees it
     assert (recorder.warmed, recorder.recorded, recorder.repeated) == (1, 1, 3)
-    assert facts_of(quick) == {"network_graphs": True}
+    assert facts_of(quick) == {"network_graph_bytes": 100}
 
 
 def test_each_shape_has_its_own_graph_and_the_oldest_gives_way() -> None:
@@ -104,6 +109,7 @@ def test_each_shape_has_its_own_graph_and_the_oldest_gives_way() -> None:
     for num in (1, 1, 2, 2, 1, 3, 2):  # at 3 the graph for 2 rows is the oldest
         sample(backbone, tableau, backbone.noise(range(num)))
     assert (recorder.warmed, recorder.recorded, recorder.repeated) == (4, 2, 3)
+    assert facts_of(backbone) == {"network_graph_bytes": 200}
 
 
 def test_passes_with_gradients_and_passes_that_tell_of_their_calls_are_played() -> None:
@@ -120,7 +126,7 @@ def test_passes_with_gradients_and_passes_that_tell_of_their_calls_are_played() 
 def test_where_recording_fails_sampling_goes_on_and_the_reason_is_kept() -> None:
     plain, quick = load_backbone("digits"), load_backbone("digits")
     recorder = recording(quick)
-    recorder.fails = True
+    recorder.fails = RuntimeError("\noperation not permitted when stream is capturing\nmore")
     tableau = load_solver("ddim", plain, nfe=3).tableau().detach()
     noise = plain.noise(range(2))
     wanted = sample(plain, tableau, noise)
@@ -135,6 +141,34 @@ def test_where_recording_fails_sampling_goes_on_and_the_reason_is_kept() -> None
     assert recorder.recorded == 1
     why = "RuntimeError: operation not permitted when stream is capturing"
     assert facts_of(quick) == {"network_not_graphed": why}
+
+
+def test_a_shape_without_room_for_its_graph_is_played_and_others_are_recorded() -> None:
+    plain, quick = load_backbone("digits"), load_backbone("digits")
+    recorder = recording(quick)
+    tableau = load_solver("ddim", plain, nfe=3).tableau().detach()
+    sample(quick, tableau, plain.noise(range(2)))
+    recorder.fails = torch.OutOfMemoryError("no room")
+    with quick.counting() as count:
+        found = sample(quick, tableau, plain.noise(range(2)))
+    assert torch.equal(found, sample(plain, tableau, plain.noise(range(2))))
+    assert (count.calls, count.rows, count.samples) == (3, 6, 6)
+    recorder.fails = None
+    for _ in range(2):
+        sample(quick, tableau, plain.noise(range(1)))
+    assert recorder.repeated == 1
+
+
+def test_a_backbone_is_let_go_with_its_graphs() -> None:
+    backbone = load_backbone("digits")
+    recording(backbone).backbone = None
+    gone = weakref.ref(backbone)
+    gc.disable()  # references alone
+    try:
+        del backbone
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_blocks_of_seeds_are_sampled_and_counted_alike(tmp_path: Path) -> None:
@@ -154,8 +188,11 @@ def test_graphs_need_a_device_that_has_them() -> None:
         accelerated(load_backbone("digits"), NetworkSpec(cuda_graphs=True))
 
 
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@ON_CUDA
 @pytest.mark.parametrize("name", ["digits", "cifar16"])
 def test_a_graph_of_cuda_gives_what_a_played_pass_gives(name: str) -> None:
     plain = load_backbone(name, device="cuda")
@@ -166,11 +203,34 @@ def test_a_graph_of_cuda_gives_what_a_played_pass_gives(name: str) -> None:
         tableau = load_solver(solver, plain, nfe=4).tableau().detach()
         seeds = range(5 * turn, 5 * turn + 5)
         noise, condition = plain.noise(seeds), plain.condition(seeds)
+        wanted = sample(plain, tableau, noise, condition)
         with quick.counting() as count:
             found = sample(quick, tableau, noise, condition)
-        # the same kernels on the same numbers; cuDNN may choose another on another stream
         torch.testing.assert_close(
-            found, sample(plain, tableau, noise, condition), rtol=1e-5, atol=1e-5
-        )
+            found, wanted, rtol=1e-5, atol=1e-5
+        )  # the same kernels: rounding
         assert (count.calls, count.rows, count.samples) == (4, 20, 20)
-    assert facts_of(quick) == {"network_graphs": True}
+    assert list(facts_of(quick)) == ["network_graph_bytes"]
+
+
+@pytest.mark.gpu
+@ON_CUDA
+def test_what_cannot_be_recorded_leaves_the_device_as_it_was() -> None:
+    quick = accelerated(load_backbone("digits", device="cuda"), NetworkSpec(cuda_graphs=True))
+    whole: Any = quick.raw
+
+    def raw(x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        assert t.item() > 0  # waits for the device
+        return whole(x, t, condition)
+
+    vars(quick)["raw"] = raw
+    tableau, noise = load_solver("ddim", quick, nfe=3).tableau().detach(), quick.noise(range(2))
+    stream = torch.cuda.current_stream()
+    wanted = sample(quick, tableau, noise)
+    with pytest.warns(RuntimeWarning, match="sampling runs without graphs"):
+        found = sample(quick, tableau, noise)
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    for again in (found, sample(quick, tableau, noise)):
+        torch.testing.assert_close(again, wanted, rtol=1e-5, atol=1e-5)
+    assert "captur" in str(facts_of(quick)["network_not_graphed"])

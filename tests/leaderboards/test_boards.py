@@ -13,7 +13,6 @@ from solverbench.benchmark.results import Result as Record
 from solverbench.benchmark.store import influence_path, record_path, write_record
 from solverbench.cli import main
 from solverbench.leaderboards import boards
-from solverbench.leaderboards.shelf import COMMITTED, Shelf
 from solverbench.reporting import studies
 from solverbench.solvers.tableau import Tableau
 
@@ -72,7 +71,7 @@ def problem(root: Path) -> str:
 
 def test_the_committed_leaderboard_is_in_order() -> None:
     assert boards.problems() == []
-    assert boards.differences(boards.ROOT, studies(Shelf([COMMITTED]))) == []
+    assert boards.differences(boards.ROOT, studies(boards.ROOT)) == []
 
 
 def test_a_board_shows_cells_provenance_records_and_published_state(root: Path) -> None:
@@ -104,6 +103,15 @@ def test_a_new_record_changes_exactly_the_pages_concerned(root: Path, make: Make
     assert after.keys() == before.keys()
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {"first.md", "backbones/cifar16-protocol-1.md", "README.md"}
+
+
+def test_a_page_of_a_study_without_records_is_found_and_deleted(root: Path) -> None:
+    page = root / "pages" / "paper" / "4.md"
+    page.parent.mkdir()
+    page.write_text("Once.\n")
+    assert "pages/paper/4.md has no records; delete it" in problem(root)
+    assert cli("leaderboard", "build", "--root", root).exit_code == 0
+    assert not page.exists()
 
 
 def test_a_cell_of_two_recipes_is_one_row_with_both_sources(root: Path, make: Make) -> None:
