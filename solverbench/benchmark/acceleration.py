@@ -122,10 +122,14 @@ class Forward:
         """Compile lazily: repeated blocks where there are any, else the whole.
 
         Each batch size anew: with symbolic sizes Inductor of torch 2.13 fails on gradients.
+        Backward passes are compiled with the forward ones, where a failure is caught.
         """
         from torch._dynamo import config
+        from torch._functorch import config as passes
 
         config.recompile_limit = max(config.recompile_limit, VERSIONS)
+        if hasattr(passes, "force_non_lazy_backward_lowering"):
+            passes.force_non_lazy_backward_lowering = True
         try:
             for block in self.blocks:
                 block.compile(dynamic=False)

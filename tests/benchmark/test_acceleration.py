@@ -180,6 +180,25 @@ def test_a_compiled_network_gives_the_same_numbers(kind: type[nn.Module], compil
 
 
 @OWN
+@pytest.mark.slow
+def test_backward_passes_are_compiled_where_a_failure_is_caught(
+    compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the backward pass itself: none is left to compile there."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is compiled yet
+    exact, quick = Small(Plain), accelerated(Small(Plain), NetworkSpec(compile=True))
+    x, t = exact.noise(range(2)), torch.tensor(0.5).double()
+    slopes = []
+    for backbone in (exact, quick):
+        y = x.clone().requires_grad_()
+        e = backbone.evaluate(y, t)
+        with compiler.patch({"cpp.cxx": ("no-such-compiler",)}):
+            slopes += torch.autograd.grad(e.square().sum(), y)
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)  # sums in another order
+    assert "network_compiled" in facts_of(quick)
+
+
+@OWN
 @pytest.mark.parametrize("kind", [Stack, Plain])
 def test_without_a_compiler_the_network_runs_on_and_the_reason_is_kept(
     kind: type[nn.Module], compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
