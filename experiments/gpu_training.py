@@ -33,11 +33,13 @@ from solverbench.backbones.edm_files import FORMAT, Facts
 from solverbench.backbones.edm_preconditioning import build
 from solverbench.benchmark.acceleration import accelerated, facts_of
 from solverbench.benchmark.distances import L2
+from solverbench.benchmark.load import check_device
 from solverbench.benchmark.lpips import LPIPS, STAGES, Trunk
 from solverbench.benchmark.meter import peak_memory
 from solverbench.benchmark.sampling import Samples
 from solverbench.benchmark.spec import EXACT, FAST, FitSpec, NetworkSpec
 from solverbench.benchmark.training import Fit, Lesson
+from solverbench.errors import SolverBenchError
 from solverbench.files import write_text
 from solverbench.solvers.base import LearnableSolver, Setting
 from solverbench.solvers.gas import GAS
@@ -329,6 +331,10 @@ def heading(device: torch.device, sizes: dict[str, int]) -> str:
 @click.option("--limit", default=420.0, show_default=True, help="Seconds; no figure begins later.")
 def main(out: Path, device: str, small: bool, limit: float) -> None:
     """Time everything, what is wanted most first."""
+    try:
+        check_device("--device", device)
+    except SolverBenchError as error:
+        raise click.ClickException(str(error)) from error
     start, place = time.monotonic(), torch.device(device)
     out.mkdir(parents=True, exist_ok=True)
     shapes, bench, left = SMALL if small else SHAPES, Bench(place, out, small), 0

@@ -27,7 +27,7 @@ def build(root: Path | None) -> None:
     from solverbench.leaderboards import boards
     from solverbench.reporting import studies
 
-    root = root or boards.ROOT
+    root = _checked(root or boards.ROOT)
     stop(boards.problems(root), f"{root}: nothing was written")
     made, changed = boards.pages(root, studies(root)), 0
     for name, text in made.items():
@@ -50,11 +50,22 @@ def check(root: Path | None) -> None:
     from solverbench.leaderboards import boards
     from solverbench.reporting import studies
 
-    root = root or boards.ROOT
+    root = _checked(root or boards.ROOT)
     found = boards.problems(root)
     found = found or boards.differences(root, studies(root))
     stop(found, f"{root}: the leaderboard is not in order")
     click.echo("every record is valid, and every page is what its records give")
+
+
+def _checked(root: Path) -> Path:
+    """The folder, if it is one of a leaderboard."""
+    from solverbench.errors import SolverBenchError
+
+    if not (root / "records").is_dir():
+        raise SolverBenchError(
+            f"{root} has no folder records; --root takes the folder of records, remarks and pages"
+        )
+    return root
 
 
 @click.command()

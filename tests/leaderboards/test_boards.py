@@ -105,6 +105,17 @@ def test_a_new_record_changes_exactly_the_pages_concerned(root: Path, make: Make
     assert changed == {"first.md", "backbones/cifar16-protocol-1.md", "README.md"}
 
 
+@pytest.mark.parametrize("command", ["build", "check"])
+def test_a_folder_that_is_no_leaderboard_is_one_line_and_stays_as_it_was(
+    tmp_path: Path, command: str
+) -> None:
+    done = cli("leaderboard", command, "--root", tmp_path / "none")
+    assert done.exit_code == 2
+    assert done.stderr.endswith("takes the folder of records, remarks and pages\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_page_of_a_study_without_records_is_found_and_deleted(root: Path) -> None:
     page = root / "pages" / "paper" / "4.md"
     page.parent.mkdir()
