@@ -244,7 +244,8 @@ def test_pages_are_those_of_the_commands_with_remarks_at_the_end(tmp_path: Path)
     (tmp_path / "remarks" / "paper-6.md").write_text("### As found\n\n- Both are equal here.\n")
     again = reporting.studies(tmp_path)
     assert again["6"].text.endswith("\n\n### As found\n\n- Both are equal here.\n")
-    assert again["5"] == made["5"]
+    assert made["5"].text.startswith(again["5"].text)  # which has no remarks in this folder
+    assert again.keys() == made.keys()
 
 
 def test_of_two_records_of_a_cell_the_newer_counts_and_none_that_others_sent(
