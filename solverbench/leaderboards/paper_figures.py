@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import Any
 
 from solverbench.benchmark.results import Result
@@ -35,6 +36,7 @@ LOOKS = (  # told apart without colour
 )
 FILES: dict[str, Any] = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 160}}
 PANEL = (2.6, 2.1)  # inches
+WIDEST = 36  # letters of a title above a panel
 Points = list[tuple[float, list[float]]]  # x, and a value for each training seed
 
 
@@ -63,9 +65,12 @@ def draw_figure(plot: str, filled: Sequence[Filled], shelf: Shelf) -> dict[str, 
         figure = figure_of(figsize=(PANEL[0] * columns, PANEL[1] * rows))
         for i, (title, labels, lines) in enumerate(panels, 1):
             axis = figure.add_subplot(rows, columns, i)
-            axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
-            if labels[1].endswith("distance"):
+            axis.set(title=fill(title, WIDEST), xlabel=labels[0], ylabel=labels[1])
+            if labels[1].endswith("distance") or labels[0] == AXES["weight"][0]:
                 axis.set_yscale("log")
+            if labels[0] == AXES["weight"][0]:  # decades, and 0 for GS
+                least = min((x for _, points in lines for x, _ in points if x > 0), default=1.0)
+                axis.set_xscale("symlog", linthresh=least)
             for (name, points), look in zip(lines, cycle(LOOKS), strict=False):
                 _line(axis, name, points, look)
             axis.legend()
@@ -134,7 +139,7 @@ def _weight(one: Filled, shelf: Shelf) -> Iterator[Panel]:
 
     for title, axes, lines in _by(one, shelf, "weight", weight):
         joined = sorted(point for _, points in lines for point in points)
-        yield title, axes, [(lines[0][0].rpartition("@")[2].strip(), joined)]
+        yield title, axes, [(f"NFE {lines[0][0].rpartition('@')[2].strip()}", joined)]
 
 
 def _by(
