@@ -128,11 +128,10 @@ def _make(
     (noise, seeds), seconds, states = start, list[float](), []
     condition = backbone.condition(seeds)
     with torch.no_grad():  # what is set up at the first call belongs to no measurement
-        first = condition[:1] if condition is not None else None
-        sample(backbone, tableau, noise[:1], first)
-        for _ in range(0 if backbone.player is None else 2):  # played once, then recorded
-            given = condition[:batch] if condition is not None else None
-            sample(backbone, tableau, noise[:batch], given)
+        sizes = [1] if backbone.player is None else [1, batch, batch]  # played once, then recorded
+        for rows in map(slice, sizes):
+            given = condition[rows] if condition is not None else None
+            sample(backbone, tableau, noise[rows], given)
     with (
         torch.no_grad(),
         backbone.counting() as count,
@@ -144,9 +143,8 @@ def _make(
             with stopwatch(backbone.device, seconds):
                 states.append(sample(backbone, tableau, noise[rows], given))
             progress(min(i + batch, len(seeds)))
-    sizes = [len(s) for s in states]
     cost = {
-        "seconds_per_image": [s / n for s, n in zip(seconds, sizes, strict=True)],
+        "seconds_per_image": [s / len(made) for s, made in zip(seconds, states, strict=True)],
         "calls": count.samples,  # rows of all evaluations: calls a sample, times samples
         "rows": count.rows,
         "peak_bytes": peak.bytes,
