@@ -57,6 +57,10 @@ class NoiseSchedule(ABC):
         """Signal scale; any shape in, same shape out."""
         return self.log_alpha(t).exp()
 
+    def log_alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Both at once, for a schedule that forms one from the other."""
+        return self.log_alpha(t), self.sigma(t)
+
     def lam(self, t: Time) -> Tensor:
         """log(alpha / sigma), called logSNR in solver papers."""
         return self.log_alpha(t) - self.sigma(t).log()
@@ -67,9 +71,16 @@ class NoiseSchedule(ABC):
 
     def grid(self, t: Tensor, t_eval: Tensor | None = None) -> "TimeGrid":
         """The grid on nodes ``t`` (N + 1,), network times ``t_eval`` (N,) if they differ."""
-        own = t[:-1] if t_eval is None else t_eval
-        scales = self.log_alpha(t).exp(), self.sigma(t), self.lam(t)
-        return TimeGrid(t, own, *scales, self.alpha(own), self.sigma(own))
+        if t_eval is None:
+            log_alpha, sigma = self.log_alpha_sigma(t)
+            alpha, lam = log_alpha.exp(), log_alpha - sigma.log()
+            return TimeGrid(t, t[:-1], alpha, sigma, lam, alpha[:-1], sigma[:-1])
+        log_alpha, sigma = self.log_alpha_sigma(torch.cat([t, t_eval]))  # one pass over all
+        parts = [len(t), len(t_eval)]
+        alpha, alpha_eval = torch.split(log_alpha.exp(), parts)
+        sigma, sigma_eval = torch.split(sigma, parts)
+        lam = log_alpha[: len(t)] - sigma.log()
+        return TimeGrid(t, t_eval, alpha, sigma, lam, alpha_eval, sigma_eval)
 
 
 class VE(NoiseSchedule):
@@ -98,11 +109,27 @@ class VE(NoiseSchedule):
         return {"frame": "ve", "t_max": self.t_max}
 
 
-class VPLinear(NoiseSchedule):
+class VP(NoiseSchedule):
+    """Variance preserving: alpha^2 + sigma^2 = 1.
+
+    ``expm1`` keeps sigma exact near t = 0, where the usual 1 - exp(.) loses three digits in
+    float32.
+    """
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale, sqrt(1 - alpha^2)."""
+        return self.log_alpha_sigma(t)[1]
+
+    def log_alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
+        """The second from the first."""
+        log_alpha = self.log_alpha(t)
+        return log_alpha, torch.sqrt(-torch.expm1(2 * log_alpha))
+
+
+class VPLinear(VP):
     """Variance preserving with a linear beta(t) on [0, 1].
 
-    log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2. ``expm1`` keeps sigma exact near t = 0, where the
-    usual 1 - exp(.) loses three digits in float32.
+    log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2.
 
     Source: Song et al. (2021), appendix C.
     """
@@ -116,10 +143,6 @@ class VPLinear(NoiseSchedule):
         """Log of the signal scale."""
         t = float64(t)
         return -(t**2) * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2
-
-    def sigma(self, t: Time) -> Tensor:
-        """Noise scale, sqrt(1 - alpha^2)."""
-        return torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))
 
     def shat(self, t: Time) -> Tensor:
         """sqrt(1 / alpha^2 - 1), without the detour over lambda."""
@@ -173,7 +196,7 @@ def wrapped_between(low: float, high: float, t_min: float = 1e-3) -> VPLinear:
     return VPLinear(beta_min, beta_min + beta_d, t_min)
 
 
-class VPDiscrete(NoiseSchedule):
+class VPDiscrete(VP):
     """Variance preserving on a table of 1000 steps, log alpha piecewise linear between them.
 
     Knots t_k = k / 1000, k = 1 .. 1000; outside, the end segments go on. The network's own time is
@@ -202,10 +225,6 @@ class VPDiscrete(NoiseSchedule):
     def log_alpha(self, t: Time) -> Tensor:
         """Log of the signal scale."""
         return _interpolate(float64(t), self.knots, self.values)
-
-    def sigma(self, t: Time) -> Tensor:
-        """Noise scale, sqrt(1 - alpha^2)."""
-        return torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))
 
     def inverse_lam(self, lam: Time) -> Tensor:
         """The same table read backwards."""

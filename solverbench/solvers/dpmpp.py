@@ -18,7 +18,9 @@ def phis(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     f1 = torch.expm1(-h)
     f2 = f1 / h + 1
     f3 = f2 / h - 0.5
-    small = h.abs() < 1e-3
+    small = h.detach().abs() < 1e-3
+    if not bool(small.any()):
+        return f1, f2, f3
     f2 = torch.where(small, h / 2 - h**2 / 6 + h**3 / 24, f2)
     f3 = torch.where(small, -h / 6 + h**2 / 24 - h**3 / 120, f3)
     return f1, f2, f3

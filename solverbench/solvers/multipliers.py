@@ -8,20 +8,18 @@ C = -alpha' phi_1 and ratio = sigma' / sigma, primes at the next node, all conta
 whose c are, at the start, the weights of DPM-Solver++(3M) without lower order at the end.
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from solverbench.schedule import TimeGrid
-from solverbench.solvers.base import Network, Setting, State, combined
+from solverbench.solvers.base import Setting
 from solverbench.solvers.dpmpp import DPMpp3M
-from solverbench.solvers.gs import StickTimes
+from solverbench.solvers.stick import StickTimes
 
 
 class _Multipliers(StickTimes):
-    """The loop; a subclass writes ``step``.
+    """The first table; a subclass writes ``weights``.
 
     Attributes:
         c: multipliers of data predictions, lag i in row i - 1, (K, N).
@@ -34,33 +32,6 @@ class _Multipliers(StickTimes):
     def tables(self) -> dict[str, Tensor]:
         """``c`` that equals DPM-Solver++(3M) on the initial grid."""
         return {"c": _dpmpp_multipliers(self.setting, self.grid(), self.kept)}
-
-    def integrate(self, x: State, grid: TimeGrid, network: Network) -> State:
-        """Call, remember state and prediction, step; N times."""
-        xs: list[State] = []
-        ms: list[State] = []
-        ratio, C = grid.sigma[1:] / grid.sigma[:-1], _c_scale(grid)
-        for n in range(grid.num_steps):
-            m = network(x, grid.t[n], grid.t_eval[n]).x0
-            xs, ms = [x, *xs][: self.kept], [m, *ms][: self.kept]  # newest first: lag i at i - 1
-            x = self.step(n, (ratio[n], C[n]), xs, ms)
-        return x
-
-    @abstractmethod
-    def step(
-        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
-    ) -> State:
-        """One step.
-
-        Args:
-            n: step, 0 (noisiest) to N - 1.
-            scales: ratio and C of the step, () each.
-            xs: states kept, newest first.
-            ms: data predictions kept, newest first.
-
-        Returns:
-            State at node n + 1, shape of a state.
-        """
 
 
 class S4SLMSGas(_Multipliers):
@@ -75,12 +46,10 @@ class S4SLMSGas(_Multipliers):
     source = "GAS (arXiv 2510.17699), table 10, S4S LMS"
     title = "S4S LMS (as in GAS)"
 
-    def step(
-        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
-    ) -> State:
+    def weights(self, grid: TimeGrid) -> tuple[Tensor, Tensor]:
         """Weighted predictions on top of the scaled state."""
-        ratio, C = scales
-        return ratio * xs[0] + C * combined(self.c[:, n], ms)
+        ratio, C = _scales(grid)
+        return F.pad(ratio, (0, self.kept - 1)), C * self.c.T
 
 
 class _WithStates(_Multipliers):
@@ -113,12 +82,10 @@ class GSNoTheory(_WithStates):
     source = "GAS (arXiv 2510.17699), table 5, w/o theory, as the text describes its start"
     title = "GS without theory (free state weights)"
 
-    def step(
-        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
-    ) -> State:
+    def weights(self, grid: TimeGrid) -> tuple[Tensor, Tensor]:
         """Weighted predictions and states on top of the scaled state."""
-        ratio, C = scales
-        return ratio * xs[0] + C * combined(self.c[:, n], ms) + combined(self.a[:, n], xs)
+        ratio, C = _scales(grid)
+        return F.pad(ratio, (0, self.kept - 1)) + self.a.T, C * self.c.T
 
 
 class S4SPCGas(_WithStates):
@@ -143,18 +110,16 @@ class S4SPCGas(_WithStates):
             raise ValueError(f"nfe and history must be at least 3; got a history of {self.kept}")
         return super().tables()
 
-    def step(
-        self, n: int, scales: tuple[Tensor, Tensor], xs: Sequence[State], ms: Sequence[State]
-    ) -> State:
+    def weights(self, grid: TimeGrid) -> tuple[Tensor, Tensor]:
         """Multistep, then a corrector that scales once more."""
-        ratio, C = scales
-        y = ratio * xs[0] + C * combined(self.c[:, n], ms)
-        return ratio * y + C * combined(self.a[:, n], ms)
+        ratio, C = _scales(grid)
+        return F.pad(ratio**2, (0, self.kept - 1)), C * (ratio * self.c.T + self.a.T)
 
 
-def _c_scale(grid: TimeGrid) -> Tensor:
-    """C = -alpha' phi_1, a number a step, (N,)."""
-    return -grid.alpha[1:] * torch.expm1(-grid.lam.diff())
+def _scales(grid: TimeGrid) -> tuple[Tensor, Tensor]:
+    """The ratio sigma' / sigma and C = -alpha' phi_1, a number a step, (N, 1) each."""
+    ratio, C = grid.sigma[1:] / grid.sigma[:-1], -grid.alpha[1:] * torch.expm1(-grid.lam.diff())
+    return ratio[:, None], C[:, None]
 
 
 @torch.no_grad()
@@ -162,7 +127,7 @@ def _dpmpp_multipliers(setting: Setting, grid: TimeGrid, kept: int) -> Tensor:
     """What DPM-Solver++(3M), traced a step at a time, gives each prediction, over C: (K, N)."""
     c = torch.zeros(kept, grid.num_steps, dtype=torch.float64)
     method = DPMpp3M(setting, lower_order_final=False)
-    for n, scale in enumerate(_c_scale(grid)):
+    for n, scale in enumerate(_scales(grid)[1]):
         order = min(n + 1, kept, method.order)
         basis = torch.eye(order, dtype=torch.float64)
         weights = method.update(torch.zeros_like(basis[0]), n, grid, basis.unbind())

@@ -166,6 +166,19 @@ def trace(solver: Solver) -> Tableau:
     end = solver.integrate(start, grid, tracer)
     if len(tracer.rows) != setting.nfe:
         raise ValueError(f"the solver made {len(tracer.rows)} calls; nfe is {setting.nfe}")
+    return described(solver, grid, torch.stack([*tracer.rows, end]), torch.stack(tracer.times))
+
+
+def described(solver: Solver, grid: TimeGrid, A: Tensor, tau: Tensor) -> Tableau:
+    """The tableau of a solver with all it must say of itself.
+
+    Args:
+        solver: bound to its setting.
+        grid: what its ``grid()`` gave.
+        A: coefficients, (N + 1, N + 1).
+        tau: times told to the network, (N,).
+    """
+    setting = solver.setting
     meta = {
         "solver": type(solver).__name__,
         "title": solver.title or type(solver).__name__,
@@ -178,7 +191,7 @@ def trace(solver: Solver) -> Tableau:
         "output": setting.output,
         "conversion": solver.conversion,
     }
-    return Tableau(torch.stack([*tracer.rows, end]), torch.stack(tracer.times), grid.t, meta)
+    return Tableau(A, tau, grid.t, meta)
 
 
 def integrate(

@@ -13,9 +13,10 @@ from solverbench.solvers import Setting, Solver, integrate
 from solverbench.solvers.adams import Adams2, Adams3, lagrange, quadrature
 from solverbench.solvers.ddim import DDIM
 from solverbench.solvers.dpmpp import DPMpp2M, DPMpp3M, DPMpp3MExact, phis
-from solverbench.solvers.gs import GS, StickTimes
+from solverbench.solvers.gs import GS
 from solverbench.solvers.heun import DPMSolver2, Heun
 from solverbench.solvers.ipndm import IPNDM1, IPNDM2, IPNDM4
+from solverbench.solvers.stick import StickTimes
 from solverbench.solvers.stored import Stored
 from solverbench.solvers.unipc import UniPC2, UniPC3
 from tests.problems import bound, gap, line, vectors
