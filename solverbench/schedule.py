@@ -71,16 +71,12 @@ class NoiseSchedule(ABC):
 
     def grid(self, t: Tensor, t_eval: Tensor | None = None) -> "TimeGrid":
         """The grid on nodes ``t`` (N + 1,), network times ``t_eval`` (N,) if they differ."""
-        if t_eval is None:
-            log_alpha, sigma = self.log_alpha_sigma(t)
-            alpha, lam = log_alpha.exp(), log_alpha - sigma.log()
-            return TimeGrid(t, t[:-1], alpha, sigma, lam, alpha[:-1], sigma[:-1])
-        log_alpha, sigma = self.log_alpha_sigma(torch.cat([t, t_eval]))  # one pass over all
-        parts = [len(t), len(t_eval)]
-        alpha, alpha_eval = torch.split(log_alpha.exp(), parts)
-        sigma, sigma_eval = torch.split(sigma, parts)
+        own = t[:-1] if t_eval is None else t_eval
+        log_alpha, sigmas = self.log_alpha_sigma(torch.cat([t, own]))  # one pass over all
+        alpha, alpha_eval = torch.split(log_alpha.exp(), len(t))
+        sigma, sigma_eval = torch.split(sigmas, len(t))
         lam = log_alpha[: len(t)] - sigma.log()
-        return TimeGrid(t, t_eval, alpha, sigma, lam, alpha_eval, sigma_eval)
+        return TimeGrid(t, own, alpha, sigma, lam, alpha_eval, sigma_eval)
 
 
 class VE(NoiseSchedule):
@@ -110,11 +106,9 @@ class VE(NoiseSchedule):
 
 
 class VP(NoiseSchedule):
-    """Variance preserving: alpha^2 + sigma^2 = 1.
+    """Variance preserving; ``expm1`` keeps sigma exact near 0, where 1 - exp(.) loses digits."""
 
-    ``expm1`` keeps sigma exact near t = 0, where the usual 1 - exp(.) loses three digits in
-    float32.
-    """
+    t_max = 1.0
 
     def sigma(self, t: Time) -> Tensor:
         """Noise scale, sqrt(1 - alpha^2)."""
@@ -129,12 +123,8 @@ class VP(NoiseSchedule):
 class VPLinear(VP):
     """Variance preserving with a linear beta(t) on [0, 1].
 
-    log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2.
-
-    Source: Song et al. (2021), appendix C.
+    Source: Song et al. (2021), appendix C: log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2.
     """
-
-    t_max = 1.0
 
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, t_min: float = 1e-3) -> None:
         self.beta_0, self.beta_1, self.t_min = beta_0, beta_1, t_min
@@ -210,8 +200,6 @@ class VPDiscrete(VP):
 
     Source: Lu et al. (2022), DPM-Solver, appendix D.2.
     """
-
-    t_max = 1.0
 
     def __init__(
         self, beta_first: float, beta_last: float, t_min: float = 1e-3, num: int = 1000
