@@ -1,5 +1,7 @@
 """Generalized Solver: DPM-Solver++(3M) with learned times and corrections of every coefficient."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,21 +53,22 @@ class GS(StickTimes):
         newest = -(alpha * f1 + c[0])
         if self.kept == 1:
             return newest[:, None]
-        r0, r1 = _ratios(h)
-        none = h.new_zeros(2)
-        D10 = -(alpha * f1 / 2 + c[1]) / r0  # at second order
+        earlier, has1, has2 = _past(len(h))
+        r0, r1 = (h[earlier] / h).unbind()
+        of_D1 = -(alpha * f1 / 2 + c[1])
         if self.kept == 2:
-            D10 = torch.cat([none[:1], D10[1:]])
+            D10 = of_D1 * has1 / r0
             return torch.stack([newest + D10, -D10], dim=1)
-        of_D1, of_D2 = alpha * f2 + c[1], -(alpha * f3 + c[2])
-        more = (of_D1 * r0 + of_D2) / (r0 + r1)  # D1 = D10 + r0 D2, D2 = (D10 - D11) / (r0 + r1)
-        D10 = torch.cat([none[:1], D10[1:2], ((of_D1 + more) / r0)[2:]])
-        D11 = torch.cat([none, (-more / r1)[2:]])
-        return torch.cat([torch.stack([newest + D10, D11 - D10, -D11], dim=1), c[3:].T], dim=1)
+        of_D1 = torch.where(has2 > 0, alpha * f2 + c[1], of_D1) * has1
+        of_D2 = -(alpha * f3 + c[2])
+        of_D11 = -(of_D1 * r0 + of_D2) * has2 / (r0 + r1)  # D1 = D10 + r0 D2
+        D10, D11 = (of_D1 - of_D11) / r0, of_D11 / r1  # D2 = (D10 - D11) / (r0 + r1)
+        return torch.cat([torch.stack([newest + D10, D11 - D10, -D11]), c[3:]]).T
 
 
-def _ratios(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps before over this one: of lag 1 and of lag 2, (N,) each; 1 where there was none."""
-    ones = torch.ones_like(h)
-    r0, r1 = (torch.cat([ones[:lag], h[:-lag] / h[lag:]]) for lag in (1, 2))
-    return r0[: len(h)], r1[: len(h)]
+@cache
+def _past(num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The steps of lag 1 and 2 before each, (2, N); 1 where there is one such, and two, else 0."""
+    n = torch.arange(num)
+    has1, has2 = ((n >= lag).double() for lag in (1, 2))
+    return (n - torch.tensor([[1], [2]])).clamp(min=0), has1, has2
