@@ -217,6 +217,7 @@ class State:
         num_published: values that the paper prints in its tables.
         num_cells: of the embedded scale.
         num_found: of these with a record that went well.
+        num_failed: of these with a record that says why the cell failed.
         missing: published files that the published scale lacks.
         needs_gpu: whether the published scale asks for a GPU that is not here.
     """
@@ -224,13 +225,16 @@ class State:
     num_published: int
     num_cells: int
     num_found: int
+    num_failed: int
     missing: tuple[str, ...]
     needs_gpu: bool
 
     def text(self) -> str:
         """For people."""
         embedded = f"{self.num_found} of {self.num_cells} cells"
-        embedded += " (pending)" if self.num_found < self.num_cells else ""
+        pending = self.num_cells - self.num_found - self.num_failed
+        for num, what in ((self.num_failed, "failed"), (pending, "pending")):
+            embedded += f", {num} {what}" if num else ""
         lacking = [*self.missing, *(["a GPU"] if self.needs_gpu else [])]
         full = f"lacks {', '.join(lacking)}" if lacking else "can run"
         values = f"{self.num_published} printed values" if self.num_published else "drawn only"
@@ -242,11 +246,13 @@ def state_of(experiment: Experiment, shelf: Shelf) -> State:
     embedded = {s.key() for one in resolve(experiment, "embedded") for s in one.all_specs}
     recipes = [r for one in resolve(experiment, "published") for r in one.recipes]
     files = dict.fromkeys(name for recipe in recipes for name in files_of_run(recipe))
+    num_found = sum(map(shelf.is_ok, embedded))
     on_gpu = any(str(r.backbone.options.get("device", "cpu")) != "cpu" for r in recipes)
     return State(
         num_published=sum(len(load_published(table)) for table in experiment.tables),
         num_cells=len(embedded),
-        num_found=sum(map(shelf.is_ok, embedded)),
+        num_found=num_found,
+        num_failed=len([key for key in embedded if shelf.get(key)]) - num_found,
         missing=tuple(name for name in files if not weights.present(name)),
         needs_gpu=on_gpu and not torch.accelerator.is_available(),
     )

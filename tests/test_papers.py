@@ -20,7 +20,7 @@ from solverbench.benchmark.run import run as cell
 from solverbench.cli import main
 from solverbench.leaderboards.paper_tables import fill
 from solverbench.leaderboards.shelf import COMMITTED, Shelf
-from solverbench.papers import resolve, reuse, sheet_of
+from solverbench.papers import State, resolve, reuse, sheet_of, state_of
 
 TINY = """
 id: tiny
@@ -101,6 +101,14 @@ def test_list_shows_every_experiment_with_its_state() -> None:
     six = lines[2 * experiment_ids().index("6") + 1]
     assert "embedded 20 of 20 cells;" in six
     assert "lacks ldm-cin256-v2" in six
+
+
+def test_a_failed_cell_is_not_pending() -> None:
+    """Nothing is left to run where the others failed, and that is said."""
+    state = State(0, num_cells=9, num_found=6, num_failed=2, missing=(), needs_gpu=False)
+    assert "embedded 6 of 9 cells, 2 failed, 1 pending; published scale can run" in state.text()
+    found = state_of(load_experiment("3"), Shelf([COMMITTED]))  # S4S diverges for two seeds
+    assert (found.num_found, found.num_failed, found.num_cells) == (24, 2, 26)
 
 
 @pytest.mark.parametrize("fmt", ["console", "md", "latex", "html"])
