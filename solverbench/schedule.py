@@ -58,7 +58,7 @@ class NoiseSchedule(ABC):
         return self.log_alpha(t).exp()
 
     def log_alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Both at once, for a schedule that forms one from the other."""
+        """Both, shape of ``t`` each; a schedule that forms one from the other does so once."""
         return self.log_alpha(t), self.sigma(t)
 
     def lam(self, t: Time) -> Tensor:

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from solverbench.schedule import TimeGrid
 from solverbench.solvers.dpmpp import phis
-from solverbench.solvers.stick import StickTimes
+from solverbench.solvers.stick import StickMultistep
 
 
-class GS(StickTimes):
+class GS(StickMultistep):
     """Learns the nodes, the network times and corrections to a third-order multistep method.
 
     Without corrections it is DPM-Solver++(3M) that does not lower its order at the end. The first

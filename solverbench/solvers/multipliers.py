@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from solverbench.schedule import TimeGrid
 from solverbench.solvers.base import Setting
 from solverbench.solvers.dpmpp import DPMpp3M
-from solverbench.solvers.stick import StickTimes
+from solverbench.solvers.stick import StickMultistep
 
 
-class _Multipliers(StickTimes):
+class _Multipliers(StickMultistep):
     """The first table; a subclass writes ``weights``.
 
     Attributes:

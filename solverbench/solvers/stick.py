@@ -10,17 +10,18 @@ from torch.nn import functional as F
 
 from solverbench.schedule import Prediction, TimeGrid
 from solverbench.solvers.base import LearnableSolver, Network, Setting, State, choice, combined
-from solverbench.solvers.tableau import Tableau, described
+from solverbench.solvers.tableau import Tableau, decoupled, described
 
 SQUEEZE = 1e-5  # keeps every factor of the stick-breaking inside (0, 1)
 LEARN = {"all": "", "times": "times only", "coefficients": "coefficients only"}
 
 
-class StickTimes(LearnableSolver):
-    """What GS and its ablations share: nodes by stick-breaking, network times, tables of weights.
+class StickMultistep(LearnableSolver):
+    """What GS and its ablations share: nodes by stick-breaking, network times, weighted steps.
 
-    A subclass names its tables, which become attributes. What does not train is a buffer and no
-    parameter.
+    A step is a weighted sum of the states and data predictions kept. A subclass names its tables,
+    which become attributes, and writes ``weights``, which makes the sums of them. What does not
+    train is a buffer and no parameter.
 
     Attributes:
         theta: logits of the interior nodes, (N - 1,); theta[0] sets the smallest.
@@ -121,7 +122,7 @@ class StickTimes(LearnableSolver):
         With state rows X, X[n + 1] = sum_j S[n, j] X[j] + P[n, j] (p_j X[j] + q_j e_j): a lower
         triangular system. A subclass with an ``integrate`` of its own is traced like any solver.
         """
-        if type(self).integrate is not StickTimes.integrate:
+        if type(self).integrate is not StickMultistep.integrate:
             return super().tableau()
         grid = self.grid()
         of_states, of_predictions = self._by_call(torch.stack(self.weights(grid)))
@@ -140,14 +141,11 @@ class StickTimes(LearnableSolver):
 
     def _data_predictions(self, grid: TimeGrid) -> Tensor:
         """What each data prediction takes of its state and of the raw output, (2, N)."""
-        own = grid.t[:-1]
-        learned = own.requires_grad or grid.t_eval.requires_grad
-        convert = (grid.alpha[:-1], grid.sigma[:-1])
-        decoupled = learned or not torch.equal(own, grid.t_eval)
+        own, model = grid.t[:-1], (grid.alpha_eval, grid.sigma_eval)
+        apart = decoupled(own, grid.t_eval)
+        convert = (grid.alpha[:-1], grid.sigma[:-1]) if apart else None
         x, raw = torch.eye(2, dtype=own.dtype)[:, :, None].expand(2, 2, len(own))
-        model = grid.alpha_eval, grid.sigma_eval
-        output = self.setting.output
-        return Prediction(x, raw, output, model, convert if decoupled else None).x0
+        return Prediction(x, raw, self.setting.output, model, convert).x0
 
 
 @cache

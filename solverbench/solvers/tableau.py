@@ -142,10 +142,19 @@ def _predict(
     scales: _Scales, output: Output, states: tuple[State, State], t: Tensor, t_model: Tensor
 ) -> Prediction:
     """What a call says; ``states`` are the one that went in and the one that came out."""
-    learned = t.requires_grad or t_model.requires_grad
-    decoupled = t is not t_model and (learned or not torch.equal(t, t_model))
-    convert = scales.at(t) if decoupled else None
+    convert = scales.at(t) if decoupled(t, t_model) else None
     return Prediction(*states, output, scales.at(t_model), convert)
+
+
+def decoupled(t: Tensor, t_model: Tensor) -> bool:
+    """Whether data is formed at other times than the network is told, or may come to be.
+
+    Args:
+        t: conversion times, any shape.
+        t_model: times told to the network, shape of ``t``.
+    """
+    learned = t.requires_grad or t_model.requires_grad
+    return t is not t_model and (learned or not torch.equal(t, t_model))
 
 
 def trace(solver: Solver) -> Tableau:
@@ -177,6 +186,9 @@ def described(solver: Solver, grid: TimeGrid, A: Tensor, tau: Tensor) -> Tableau
         grid: what its ``grid()`` gave.
         A: coefficients, (N + 1, N + 1).
         tau: times told to the network, (N,).
+
+    Returns:
+        Both with the nodes of the grid, and in ``meta`` the facts that ``Tableau`` lists.
     """
     setting = solver.setting
     meta = {

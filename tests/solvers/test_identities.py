@@ -16,13 +16,13 @@ from solverbench.solvers.dpmpp import DPMpp2M, DPMpp3M, DPMpp3MExact, phis
 from solverbench.solvers.gs import GS
 from solverbench.solvers.heun import DPMSolver2, Heun
 from solverbench.solvers.ipndm import IPNDM1, IPNDM2, IPNDM4
-from solverbench.solvers.stick import StickTimes
+from solverbench.solvers.stick import StickMultistep
 from solverbench.solvers.stored import Stored
 from solverbench.solvers.unipc import UniPC2, UniPC3
 from tests.problems import bound, gap, line, vectors
 
 ONE_GRID = [  # GS and its kin start time-uniform, which is another grid in another frame
-    name for name, kind in registry.solvers.items() if not issubclass(kind, StickTimes | Stored)
+    name for name, kind in registry.solvers.items() if not issubclass(kind, StickMultistep | Stored)
 ]
 CONSISTENT = [
     name for name, kind in registry.solvers.items() if kind.consistent and kind is not Stored

@@ -10,10 +10,10 @@ from solverbench.solvers import Setting, trace
 from solverbench.solvers.base import Network, State
 from solverbench.solvers.gs import GS
 from solverbench.solvers.multipliers import GSNoTheory, S4SLMSGas, S4SPCGas
-from solverbench.solvers.stick import StickTimes
+from solverbench.solvers.stick import StickMultistep
 from tests.problems import gap
 
-KINDS: list[type[StickTimes]] = [GS, GSNoTheory, S4SLMSGas, S4SPCGas]
+KINDS: list[type[StickMultistep]] = [GS, GSNoTheory, S4SLMSGas, S4SPCGas]
 SCHEDULES: dict[str, NoiseSchedule] = {
     "ve": VE(),
     "vp-linear": VPLinear(),
@@ -21,7 +21,7 @@ SCHEDULES: dict[str, NoiseSchedule] = {
 }
 
 
-def moved(kind: type[StickTimes], setting: Setting, **options: Any) -> StickTimes:
+def moved(kind: type[StickMultistep], setting: Setting, **options: Any) -> StickMultistep:
     """A solver away from its start, in every number that it has."""
     solver = kind(setting, **options)
     generator = torch.Generator().manual_seed(3)
@@ -32,7 +32,7 @@ def moved(kind: type[StickTimes], setting: Setting, **options: Any) -> StickTime
     return solver
 
 
-def check_closed_form(solver: StickTimes) -> None:
+def check_closed_form(solver: StickMultistep) -> None:
     """1e-11 of the largest coefficient, and of the largest gradient of each parameter."""
     found, wanted = solver.tableau(), trace(solver)
     assert found.meta == wanted.meta
@@ -57,7 +57,7 @@ def check_closed_form(solver: StickTimes) -> None:
 @pytest.mark.parametrize("output", ["x0", "eps", "v"])
 @pytest.mark.parametrize("frame", SCHEDULES)
 def test_the_closed_form_is_that_of_the_steps(
-    kind: type[StickTimes], output: Output, frame: str
+    kind: type[StickMultistep], output: Output, frame: str
 ) -> None:
     check_closed_form(moved(kind, Setting(SCHEDULES[frame], 6, output)))
 
@@ -68,7 +68,7 @@ def test_the_closed_form_is_that_of_the_steps(
     "options", [{"history": 3}, {"history": 4}, {"decoupled": False}, {"learn": "coefficients"}]
 )
 def test_the_closed_form_knows_every_option(
-    kind: type[StickTimes], nfe: int, options: dict[str, Any]
+    kind: type[StickMultistep], nfe: int, options: dict[str, Any]
 ) -> None:
     check_closed_form(moved(kind, Setting(SCHEDULES["vp-linear"], nfe, "eps"), **options))
 
@@ -76,14 +76,16 @@ def test_the_closed_form_knows_every_option(
 @pytest.mark.parametrize("kind", [GS, GSNoTheory, S4SLMSGas])
 @pytest.mark.parametrize("nfe", [1, 2, 5])
 @pytest.mark.parametrize("history", [1, 2])
-def test_the_closed_form_of_a_short_past(kind: type[StickTimes], nfe: int, history: int) -> None:
+def test_the_closed_form_of_a_short_past(
+    kind: type[StickMultistep], nfe: int, history: int
+) -> None:
     check_closed_form(moved(kind, Setting(SCHEDULES["ve"], nfe, "x0"), history=history))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_without_gradients_equal_times_leave_the_networks_own_estimate(
-    kind: type[StickTimes],
+    kind: type[StickMultistep],
 ) -> None:
     """As ``trace`` does, which then reads ``x0`` off the network and does not compute it."""
     solver = kind(Setting(VPLinear(), 5, "x0"))
